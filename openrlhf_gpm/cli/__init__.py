@@ -1,0 +1,1 @@
+"""`openrlhf-gpm ...`: the only place that reads argv or prints."""

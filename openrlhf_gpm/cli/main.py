@@ -1,0 +1,72 @@
+"""The `openrlhf-gpm` command: finds the subcommand's module, runs it, and turns a user's mistake into one line.
+
+Each subcommand is a module here with `add_parser(subparsers)` and `run(args) -> exit status`. A module is imported
+when its command is asked for; its heavy imports belong in `run`.
+"""
+
+import argparse
+import importlib
+import sys
+from collections.abc import Iterable, Sequence
+
+from openrlhf_gpm import __version__
+
+COMMANDS = ("score", "patch", "doctor")
+
+DESCRIPTION = "General Preference Models (arXiv:2410.02197) for OpenRLHF: reward models that can express cycles."
+
+EPILOG = """\
+first steps:
+  openrlhf-gpm doctor                                    what is installed, and what would fail
+  openrlhf-gpm patch apply                               open the plugin seam in the installed OpenRLHF
+  deepspeed --module openrlhf.cli.train_rm --reward_model_type gpm --gpm.dim 8 ...          train a GPM
+  python -m openrlhf.cli.train_ppo_ray --reward_model_type gpm --actor.policy_loss_type gpo ...   align a policy
+  openrlhf-gpm score --model ckpt/gpm --input groups.jsonl --output scores.jsonl
+
+`openrlhf-gpm COMMAND --help` shows a command's options and an example. Exit status: 0 done, 1 a check failed, 2 wrong
+usage or input, 130 interrupted.
+"""
+
+
+def build_parser(commands: Iterable[str] = COMMANDS) -> argparse.ArgumentParser:
+    """The parser with the given subcommands; one whose module cannot be imported says so when it is called."""
+    parser = argparse.ArgumentParser(
+        prog="openrlhf-gpm",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"openrlhf-gpm {__version__}")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error (before the command)")
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name in commands:
+        try:
+            importlib.import_module(f"openrlhf_gpm.cli.{name}").add_parser(subparsers)
+        except ImportError as error:
+            subparsers.add_parser(name, help=f"(cannot start: {error})", add_help=False)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status; user errors are one line on stderr and status 2."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    asked = next((word for word in argv if not word.startswith("-")), None)
+    parser = build_parser([asked] if asked in COMMANDS else COMMANDS)
+    args, rest = parser.parse_known_args(argv)
+    try:
+        command = importlib.import_module(f"openrlhf_gpm.cli.{args.command}")
+        if rest:
+            parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        return int(command.run(args))
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except (ValueError, OSError, ImportError) as error:
+        if args.debug:
+            raise
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

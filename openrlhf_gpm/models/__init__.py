@@ -1,0 +1,1 @@
+"""The model, its checkpoint and its input format: torch and transformers, no OpenRLHF."""

@@ -1,0 +1,126 @@
+"""What a GPM checkpoint says about itself: `config.gpm` in config.json. Standard library only."""
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+FORMAT_VERSION = 1
+GATES = ("none", "softmax", "softmax_scaled", "softplus")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GPMConfig:
+    """The model's own settings, saved with it so that no flag has to be repeated to score.
+
+    Raises ValueError that names the flag. Warns where the gate can do nothing.
+    """
+
+    dim: int = 8
+    """Embedding size 2k, even: k planes of 2. The paper's best are 6 and 8."""
+
+    gate: str = "softmax_scaled"
+    """Scales of the planes, from the last prompt token's logits z (k,): "none" (all 1), "softmax" (z; the authors'
+    released checkpoints), "softmax_scaled" (k * softmax(z / sqrt(hidden size))) or "softplus" (z)."""
+
+    normalize: bool = True
+    """Embeddings have length 1 (before the gate)."""
+
+    tau: float = 0.1
+    """Temperature > 0 that divides every score, in units of the raw score."""
+
+    chat_template: bool = True
+    """Prompts and responses are rendered with the tokenizer's chat template; otherwise joined as plain text."""
+
+    input_template: str | None = None
+    """Plain text only: how to write the prompt, such as "User: {}\\nAssistant: "."""
+
+    max_len: int | None = None
+    """Longest sample in tokens; longer responses are cut (and still end with EOS)."""
+
+    format_version: int = FORMAT_VERSION
+    """Layout of this dict and of the tensors that belong to it."""
+
+    def __post_init__(self) -> None:
+        if not _is_int(self.dim) or self.dim < 2 or self.dim % 2:
+            hint = f"; try {self.dim + 1}" if _is_int(self.dim) and self.dim > 0 else ""
+            raise ValueError(f"--gpm.dim must be an even number >= 2, got {self.dim!r}{hint}")
+        if self.gate not in GATES:
+            raise ValueError(f"--gpm.gate must be one of {', '.join(GATES)}; got {self.gate!r}")
+        if isinstance(self.tau, bool) or not isinstance(self.tau, (int, float)) or not 0 < self.tau < float("inf"):
+            raise ValueError(f"--gpm.tau must be a finite number > 0, got {self.tau!r}")
+        if not isinstance(self.normalize, bool) or not isinstance(self.chat_template, bool):
+            raise ValueError("`normalize` and `chat_template` must be true or false")
+        if self.max_len is not None and (not _is_int(self.max_len) or self.max_len < 3):
+            raise ValueError(f"--data.max_len must be a number of tokens >= 3, got {self.max_len!r}")
+        check_input_template(self.input_template)
+        if self.k == 1 and self.gate.startswith("softmax"):
+            warnings.warn(
+                f"--gpm.gate {self.gate} is constant with --gpm.dim 2 (one plane): use gate none or a larger dim",
+                stacklevel=3,
+            )
+
+    @property
+    def k(self) -> int:
+        """Number of planes, dim / 2."""
+        return self.dim // 2
+
+    @property
+    def gated(self) -> bool:
+        """Whether there is a gate with weights."""
+        return self.gate != "none"
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON object under `gpm` in config.json."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "GPMConfig":
+        """Read `to_dict`'s form. Raises ValueError for a format or a key that this version does not know."""
+        if not isinstance(values, Mapping):
+            raise ValueError(f"`gpm` in config.json must be an object such as {{'dim': 8}}, got {values!r}")
+        version = values.get("format_version", FORMAT_VERSION)
+        if version != FORMAT_VERSION:
+            raise ValueError(
+                f"`gpm` in config.json has format_version {version!r}, this openrlhf-gpm reads {FORMAT_VERSION}: "
+                "upgrade openrlhf-gpm or save the checkpoint again"
+            )
+        unknown = sorted(set(values) - {field.name for field in fields(cls)})
+        if unknown:
+            raise ValueError(f"`gpm` in config.json has unknown keys {', '.join(unknown)}: upgrade openrlhf-gpm")
+        return cls(**values)
+
+    @classmethod
+    def from_pretrained_config(cls, config: Any) -> "GPMConfig":
+        """Read `config.gpm` of a transformers config. Raises ValueError where the model is not a GPM."""
+        values = getattr(config, "gpm", None)
+        if values is None:
+            kind = (getattr(config, "architectures", None) or ["?"])[0]
+            if kind == "RewardModel" or kind.endswith("ForSequenceClassification"):
+                raise ValueError(
+                    f"{kind} is a Bradley-Terry reward model (no `gpm` in config.json), not a GPM: "
+                    "use `openrlhf-gpm convert --from bt`"
+                )
+            raise ValueError(
+                f"{kind} is not a GPM (no `gpm` in config.json): train one with --reward_model_type gpm, or use "
+                "`openrlhf-gpm convert --from authors` for a checkpoint of the GPM authors"
+            )
+        return values if isinstance(values, cls) else cls.from_dict(values)
+
+
+def check_input_template(template: str | None) -> None:
+    """Raise ValueError unless `template.format(prompt)` works and contains the prompt."""
+    if template is None:
+        return
+    try:
+        if isinstance(template, str) and "\0" in template.format("\0"):
+            return
+    except (IndexError, KeyError, ValueError):
+        pass
+    raise ValueError(
+        f"--data.input_template must hold the prompt once as {{}} (other braces doubled), got {template!r}"
+    )
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)

@@ -1,0 +1,204 @@
+"""The General Preference Model: a causal trunk with an embedding head and a scale gate (arXiv:2410.02197, section 4).
+
+Notation: B samples, T tokens (padded), N tokens (packed), H hidden size, k planes, v (B, 2k) embedding,
+lambda (B, k) gate, z (B, k) the gate's logits.
+"""
+
+from functools import cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AutoModel, PretrainedConfig
+from transformers import initialization as init
+
+from openrlhf_gpm.models.config import GATES, GPMConfig
+
+# What causal-LM checkpoints call the output layer: a GPM has none, so these tensors are no surprise.
+OUTPUT_LAYERS = [r"^lm_head\.", r"^embed_out\."]
+
+
+class Fp32Linear(nn.Linear):
+    """A bias-free linear layer that computes in fp32 whatever the dtype of its input and weight (also under autocast).
+
+    A module call, not a function on `weight`: DeepSpeed ZeRO-3 gathers parameters in module hooks.
+    """
+
+    def __init__(self, in_features: int, out_features: int, init_std: float) -> None:
+        super().__init__(in_features, out_features, bias=False)
+        self.init_std = init_std
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (..., in_features) of any float dtype -> (..., out_features) fp32."""
+        with torch.autocast(x.device.type, enabled=False):
+            out: Tensor = F.linear(x.float(), self.weight.float())
+        return out
+
+
+def scale_gate(z: Tensor, kind: str, hidden_size: int) -> Tensor:
+    """Scales lambda_l(x) >= 0 of the k planes (eq. 4.4; the four forms of `GPMConfig.gate`).
+
+    z: (..., k) -> (..., k). Sums to 1 with "softmax", to k with "softmax_scaled"; "softplus" is unbounded above;
+    "none" is all ones.
+    """
+    gate: Tensor
+    if kind == "none":
+        gate = torch.ones_like(z)
+    elif kind == "softmax":
+        gate = z.softmax(-1)
+    elif kind == "softmax_scaled":
+        gate = (z / hidden_size**0.5).softmax(-1) * z.shape[-1]
+    elif kind == "softplus":
+        gate = F.softplus(z)
+    else:
+        raise ValueError(f"--gpm.gate must be one of {', '.join(GATES)}; got {kind!r}")
+    return gate
+
+
+def unpad(input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Lay the B samples end to end in one row, without their padding.
+
+    (B, T), (B, T) -> ids (1, N), position_ids (1, N) that restart at 0 in each sample, and the index in the row of
+    each sample's first and last token, (B,) each.
+    """
+    lengths = attention_mask.sum(1)
+    ends = lengths.cumsum(0)
+    starts = ends - lengths
+    ids = input_ids[attention_mask.bool()]
+    position_ids = torch.arange(len(ids), device=ids.device) - starts.repeat_interleave(lengths)
+    return ids[None], position_ids[None], starts, ends - 1
+
+
+class _GPMMixin:
+    """What turns a transformers trunk into a GPM. `make_gpm_class` puts it in front of the trunk's PreTrainedModel."""
+
+    base_model_prefix: str
+    _keys_to_ignore_on_load_unexpected: Any
+    supports_gradient_checkpointing = True
+
+    def _build(self, trunk_class: type, config: PretrainedConfig, packing_samples: bool) -> None:
+        self.gpm_config = gpm = GPMConfig.from_pretrained_config(config)
+        self.packing_samples = packing_samples
+        self.hidden_size = config.get_text_config().hidden_size
+        config.num_labels = gpm.dim  # plain transformers and vLLM read the head's size here
+        setattr(self, self.base_model_prefix, trunk_class(config))
+        # 1/(H+1) is OpenRLHF's value-head scale. A gate of zeros starts with every plane equally strong.
+        self.score = Fp32Linear(self.hidden_size, gpm.dim, init_std=1 / (self.hidden_size + 1))
+        if gpm.gated:
+            self.gate = Fp32Linear(self.hidden_size, gpm.k, init_std=0.0)
+        self._keys_to_ignore_on_load_unexpected = [*(self._keys_to_ignore_on_load_unexpected or []), *OUTPUT_LAYERS]
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """transformers calls this for modules whose weights a checkpoint lacks, gathered under ZeRO-3."""
+        if isinstance(module, Fp32Linear):
+            init.normal_(module.weight, mean=0.0, std=module.init_std)
+        else:
+            super()._init_weights(module)  # type: ignore[misc]
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        prompt_lens: Tensor | None = None,
+        return_output: bool = False,
+        ring_attn_group: Any = None,
+        pad_sequence: bool = False,
+        packed_seq_lens: Any = None,
+    ) -> tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Any]:
+        """Embed B samples in one pass.
+
+        Args:
+            input_ids: (B, T) token ids, padded left or right.
+            attention_mask: (B, T), 1 on tokens, 0 on padding. Default: no padding.
+            prompt_lens: (B,) tokens of each sample's prompt, 1 <= prompt_lens <= length; the gate reads the last of
+                them. Needed where there is a gate.
+            return_output: also return the trunk's outputs.
+            ring_attn_group: must be None.
+            pad_sequence, packed_seq_lens: unused, there because OpenRLHF passes them to every reward model.
+
+        Returns:
+            v (B, 2k) fp32, of unit length unless `normalize` is off, and lambda (B, k) fp32, all ones without a gate.
+            The preference score of i over j is `preference_score(v_i, v_j, lambda, tau)`.
+
+        Raises:
+            ValueError: prompt_lens missing or out of range, an empty sample, or context parallelism.
+        """
+        if ring_attn_group is not None:
+            raise ValueError("a GPM does not support context parallelism: set --ds.ring_attn_size 1")
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
+        attention_mask = attention_mask.long()
+        self._check_lengths(attention_mask.sum(1), prompt_lens)
+
+        trunk = getattr(self, self.base_model_prefix)
+        if self.packing_samples:
+            ids, position_ids, first, last = unpad(input_ids, attention_mask)
+            # No mask: attention kernels find the sample borders where position_ids restart, and only without a cache.
+            outputs = trunk(ids, attention_mask=None, position_ids=position_ids, use_cache=False)
+            row = torch.zeros_like(last)
+        else:
+            position_ids = (attention_mask.cumsum(-1) - 1).clamp_min(0)
+            outputs = trunk(input_ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=False)
+            first = attention_mask.argmax(1)
+            last = attention_mask.shape[1] - 1 - attention_mask.flip(1).argmax(1)
+            row = torch.arange(len(last), device=last.device)
+
+        hidden = outputs.last_hidden_state  # (B, T, H) or (1, N, H); the head sees only the B positions that it needs
+        v = self.score(hidden[row, last])
+        if self.gpm_config.normalize:
+            v = F.normalize(v, dim=-1)
+        if self.gpm_config.gated:
+            z = self.gate(hidden[row, first + prompt_lens.to(first.device) - 1])  # type: ignore[union-attr]
+            gate = scale_gate(z, self.gpm_config.gate, self.hidden_size)
+        else:
+            gate = v.new_ones(len(v), self.gpm_config.k)
+        return (v, gate, outputs) if return_output else (v, gate)
+
+    def _check_lengths(self, lengths: Tensor, prompt_lens: Tensor | None) -> None:
+        if (lengths == 0).any():
+            raise ValueError(f"sample {int((lengths == 0).nonzero()[0])} of the batch has no tokens")
+        if not self.gpm_config.gated:
+            return
+        if prompt_lens is None:
+            raise ValueError("this GPM has a gate, which reads the prompt: pass prompt_lens, the prompt's token count")
+        if prompt_lens.shape != lengths.shape:
+            raise ValueError(f"prompt_lens must be of shape ({len(lengths)},), got {tuple(prompt_lens.shape)}")
+        wrong = (prompt_lens.to(lengths.device) < 1) | (prompt_lens.to(lengths.device) > lengths)
+        if wrong.any():
+            i = int(wrong.nonzero()[0])
+            raise ValueError(f"prompt_lens[{i}] is {int(prompt_lens[i])}, outside 1..{int(lengths[i])}, the sample")
+
+
+@cache
+def make_gpm_class(pretrained_class: type, trunk_class: type, packing_samples: bool = False) -> type:
+    """The GPM class over a trunk, with the name of transformers' classifier: LlamaForSequenceClassification.
+
+    Args:
+        pretrained_class: the family's PreTrainedModel, such as LlamaPreTrainedModel.
+        trunk_class: the family's model without a head, such as LlamaModel.
+        packing_samples: run a batch as one row without padding (flash attention's variable-length kernel on a GPU;
+            elsewhere transformers builds the block mask).
+
+    Returns:
+        A PreTrainedModel subclass. Its `__init__(config)` reads `config.gpm`, a dict in `GPMConfig`'s form;
+        `from_pretrained` initialises the head and the gate where the checkpoint is a causal LM.
+    """
+
+    def __init__(self: Any, config: PretrainedConfig) -> None:
+        pretrained_class.__init__(self, config)  # type: ignore[misc]
+        self._build(trunk_class, config, packing_samples)
+        # transformers 5 registers tied weights and parallel plans here, and from_pretrained needs them.
+        self.post_init()
+
+    name = trunk_class.__name__.removesuffix("Model") + "ForSequenceClassification"
+    return type(name, (_GPMMixin, pretrained_class), {"__init__": __init__, "__module__": __name__})
+
+
+def gpm_class(config: PretrainedConfig, packing_samples: bool = False) -> type:
+    """`make_gpm_class` for any trunk that transformers' AutoModel knows. Raises ValueError for the others."""
+    try:
+        trunk_class = AutoModel._model_mapping[type(config)]
+    except KeyError:
+        raise ValueError(f"transformers has no trunk for model type {config.model_type!r}: use a causal LM") from None
+    return make_gpm_class(trunk_class.__base__, trunk_class, packing_samples)

@@ -1,0 +1,164 @@
+"""The one file OpenRLHF calls: flags, checks and components of the GPM, of GPO and of SPPO.
+
+OpenRLHF (patched, see patches/) finds `GPMPlugin` through the entry-point group `openrlhf.plugins`. Nothing here acts
+unless a run asks for it by `--reward_model_type gpm` or by `--actor.policy_loss_type gpo|sppo`.
+"""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser
+from collections.abc import Callable
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
+
+from openrlhf.plugins import Plugin
+
+REGRESSION_LOSSES = ("gpo", "sppo")
+
+
+class GPMPlugin(Plugin):
+    """General Preference Models as reward models, GPO and SPPO as policy losses."""
+
+    def choices(self, flag: str) -> list[str]:
+        return list(REGRESSION_LOSSES) if flag == "actor.policy_loss_type" else []
+
+    def add_arguments(self, command: str, parser: ArgumentParser) -> None:
+        if command == "serve_rm":
+            return  # a GPM scores groups, which OpenRLHF's one-number reward protocol cannot carry
+        parser.add_argument(
+            "--reward_model_type",
+            choices=["bt", "gpm"],
+            default="bt",
+            help="bt: a Bradley-Terry reward, one number a response, as OpenRLHF has it; gpm: a General Preference "
+            "Model, an embedding a response, able to express cyclic preferences (arXiv 2410.02197)",
+        )
+        if command == "train_rm":
+            _add_reward_model_arguments(parser)
+        else:
+            _add_policy_arguments(parser)
+
+    def check_arguments(self, command: str, args: SimpleNamespace) -> None:
+        from openrlhf_gpm.trainer import arguments
+
+        if command == "train_rm" and args.reward_model_type == "gpm":
+            arguments.check_reward_training(args)
+        elif command == "train_ppo_ray" and _scores_groups(args):
+            arguments.check_alignment(args)
+
+    def check_cluster(self, args: SimpleNamespace) -> None:
+        if _scores_groups(args):
+            from openrlhf_gpm.trainer.cluster import check_cluster
+
+            check_cluster(args)
+
+    def component(self, name: str, args: SimpleNamespace) -> Any:
+        load = _components(args).get(name)
+        return load() if load else None
+
+
+def _components(args: SimpleNamespace) -> dict[str, Callable[[], Any]]:
+    """Loaders of what this run asks for; each imports only when it is called."""
+    components: dict[str, Callable[[], Any]] = {}
+    if getattr(args, "reward_model_type", "bt") == "gpm":
+        components |= {
+            "reward_model_builder": partial(_load, "reward_model", "model_builder", args),
+            "reward_dataset": partial(_load, "reward_dataset", "GPMRewardDataset"),
+            "reward_trainer": partial(_load, "reward_trainer", "GPMRewardTrainer"),
+            "prompt_dataset": partial(_load, "prompt_dataset", "GPMPromptDataset"),
+            "reward_actor": partial(_load, "reward_actor", "GPMRewardActor"),
+        }
+    if _scores_groups(args):
+        components |= {
+            "experience_maker": partial(_load, "experience_maker", "GroupExperienceMaker"),
+            "ppo_trainer": partial(_load, "group_trainer", "GroupPPOTrainer"),
+            "async_training_actor": partial(_load, "group_trainer", "GroupTrainingActor"),
+        }
+    if _policy_loss(args) in REGRESSION_LOSSES:
+        components["actor_trainer"] = partial(_load, "actor_trainer", "RegressionActorTrainer")
+    return components
+
+
+def _load(module: str, name: str, *bound: Any) -> Any:
+    """`name` from openrlhf_gpm.trainer.`module`, called with `bound` when there is something to bind."""
+    from importlib import import_module
+
+    found = getattr(import_module(f"openrlhf_gpm.trainer.{module}"), name)
+    return found(*bound) if bound else found
+
+
+def _policy_loss(args: SimpleNamespace) -> str | None:
+    return getattr(getattr(args, "actor", None), "policy_loss_type", None)
+
+
+def _scores_groups(args: SimpleNamespace) -> bool:
+    """Whether this is an alignment run whose rewards come from comparing the responses of a prompt."""
+    policy_loss = _policy_loss(args)
+    return policy_loss is not None and (args.reward_model_type == "gpm" or policy_loss in REGRESSION_LOSSES)
+
+
+def _add_reward_model_arguments(parser: ArgumentParser) -> None:
+    group = parser.add_argument_group(
+        "general preference model",
+        "Used with --reward_model_type gpm. They are stored in the checkpoint, so no later command repeats them; "
+        "training that continues a GPM keeps what its checkpoint says.",
+    )
+    group.add_argument("--gpm.dim", type=int, default=None, help="embedding size 2k, even (default 8)")
+    group.add_argument(
+        "--gpm.gate",
+        default=None,
+        choices=["none", "softmax", "softmax_scaled", "softplus"],
+        help="scale gate lambda(x), read from the prompt's last token (default softmax_scaled)",
+    )
+    group.add_argument(
+        "--gpm.tau", type=float, default=None, help="temperature: log-odds are the raw score / tau (default 0.1)"
+    )
+    group.add_argument(
+        "--gpm.no_normalize", action="store_true", help="leave embeddings at their length instead of unit length"
+    )
+    group.add_argument(
+        "--gpm.label_smoothing", type=float, default=0.0, help="probability in [0, 0.5) that a label is wrong"
+    )
+
+
+def _add_policy_arguments(parser: ArgumentParser) -> None:
+    group = parser.add_argument_group("general preference model", "Used with --reward_model_type gpm.")
+    group.add_argument(
+        "--gpm.reward",
+        choices=["score", "win_rate"],
+        default="score",
+        help="what upstream's losses (ppo, gspo) and estimators take as the reward of a response: its mean score "
+        "(log-odds) or its mean probability of winning against the rest of its group",
+    )
+    group.add_argument(
+        "--gpm.log_groups",
+        default=None,
+        metavar="DIR",
+        help="write every step's groups to DIR/step_NNNNNN.jsonl: prompt, responses, embeddings, scores, targets",
+    )
+    group = parser.add_argument_group(
+        "GPO and SPPO",
+        "Used with --actor.policy_loss_type gpo|sppo: regress the log-ratio of a whole response, in nats, on "
+        "(value - baseline) / beta; value is the mean score (gpo) or the win rate - 1/2 (sppo) against the group.",
+    )
+    group.add_argument(
+        "--gpo.beta",
+        type=float,
+        default=1.0,
+        help="regularisation: 1 / beta is the step size (default 1; the paper's scripts have 0.001, see docs)",
+    )
+    group.add_argument(
+        "--gpo.baseline",
+        choices=["zero", "log_z"],
+        default="zero",
+        help="gpo only: what stands for log Z in eq. 5.7; log_z is the group's log-mean-exp of the values",
+    )
+    group.add_argument("--gpo.include_self", action="store_true", help="average over all K, the paper's 1/K")
+    group.add_argument("--gpo.hard", action="store_true", help="sppo only: count wins (0, 1/2, 1) instead of probs")
+    group.add_argument("--gpo.target_clip", type=float, default=None, help="bound of |target| in nats (default none)")
+    group.add_argument(
+        "--gpo.responses",
+        choices=["all", "best_worst"],
+        default="all",
+        help="train on all K responses or on the best and the worst of each group",
+    )

@@ -1,0 +1,91 @@
+"""Checks of the parsed OpenRLHF arguments; each error names the flag and the remedy."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+from transformers import AutoConfig
+
+from openrlhf_gpm.models.config import GPMConfig
+
+REGRESSION_LOSSES = ("gpo", "sppo")
+
+
+def check_reward_training(args: SimpleNamespace) -> None:
+    """Flags of `train_rm --reward_model_type gpm`. Raises ValueError."""
+    _check_common(args)
+    if not 0.0 <= args.gpm.label_smoothing < 0.5:
+        raise ValueError(f"--gpm.label_smoothing must be in [0, 0.5), got {args.gpm.label_smoothing}")
+    if not args.model.model_name_or_path:
+        raise ValueError("--model.model_name_or_path is missing: name the model to train the GPM from")
+    if not args.data.dataset:
+        raise ValueError("--data.dataset is missing: name a preference file (JSONL, parquet) or a dataset")
+    if args.model.loss_type != "sigmoid":
+        raise ValueError(f"--model.loss_type {args.model.loss_type} is a Bradley-Terry loss; a GPM trains with sigmoid")
+
+
+def check_alignment(args: SimpleNamespace) -> None:
+    """Flags of `train_ppo_ray` with a GPM or with the GPO or SPPO loss. Raises ValueError."""
+    if args.rollout.n_samples_per_prompt < 2:
+        raise ValueError(
+            "--rollout.n_samples_per_prompt must be at least 2: preferences compare the responses of one prompt"
+        )
+    if args.reward.remote_url or args.train.agent_func_path:
+        raise ValueError(
+            "--reward.remote_url and --train.agent_func_path bring rewards of single responses; remove them, "
+            "a group is scored by --reward.model_name_or_path"
+        )
+    if not args.reward.model_name_or_path:
+        raise ValueError("--reward.model_name_or_path is missing: name the reward model that scores the groups")
+    if args.reward_model_type == "gpm":
+        _check_gpm_reward(args)
+    if args.actor.policy_loss_type in REGRESSION_LOSSES:
+        _check_regression_loss(args)
+
+
+def _check_common(args: SimpleNamespace) -> None:
+    if args.ds.value_head_prefix != "score":
+        raise ValueError(f"--ds.value_head_prefix must be score for a GPM, got {args.ds.value_head_prefix}")
+    if args.ds.ring_attn_size > 1:
+        raise ValueError("--ds.ring_attn_size must be 1 for a GPM: ring attention is not supported")
+
+
+def _check_gpm_reward(args: SimpleNamespace) -> None:
+    _check_common(args)
+    GPMConfig.from_pretrained_config(AutoConfig.from_pretrained(args.reward.model_name_or_path))
+    if args.data.label_key:
+        raise ValueError("--data.label_key has no use with --reward_model_type gpm: the GPM judges; remove the flag")
+    if args.reward.normalize_enable:
+        raise ValueError("--reward.normalize_enable has no meaning for a GPM: a preference score has no mean; remove it")
+    if args.algo.advantage.estimator == "gae" and args.actor.policy_loss_type not in REGRESSION_LOSSES:
+        if not args.critic.model_name_or_path:
+            # Upstream would start the critic from the reward model, whose head has 2k rows.
+            args.critic.model_name_or_path = args.actor.model_name_or_path
+            print("[GPM] --critic.model_name_or_path is not set: the critic starts from the actor's model")
+
+
+def _check_regression_loss(args: SimpleNamespace) -> None:
+    loss = args.actor.policy_loss_type
+    if not args.gpo.beta > 0:
+        raise ValueError(f"--gpo.beta must be positive, got {args.gpo.beta}")
+    if args.gpo.target_clip is not None and not args.gpo.target_clip > 0:
+        raise ValueError(f"--gpo.target_clip must be positive, got {args.gpo.target_clip}")
+    if loss == "sppo" and args.gpo.baseline != "zero":
+        raise ValueError("--gpo.baseline log_z belongs to gpo; sppo's baseline is 1/2: remove the flag")
+    if loss == "gpo" and args.gpo.hard:
+        raise ValueError("--gpo.hard counts wins, which only sppo regresses on: use --actor.policy_loss_type sppo")
+    if args.algo.kl.init_coef > 0 and not args.algo.kl.use_loss:
+        raise ValueError(
+            f"--algo.kl.init_coef {args.algo.kl.init_coef} acts on the reward, which {loss} does not read; pass "
+            "--algo.kl.init_coef 0 for no penalty, or --algo.kl.use_loss to add it to the loss"
+        )
+    if args.reward.overlong_buffer_len is not None or args.reward.stop_properly_penalty_coef is not None:
+        raise ValueError(
+            f"--reward.overlong_buffer_len and --reward.stop_properly_penalty_coef shape the reward, which {loss} "
+            "does not read; remove them"
+        )
+    if args.algo.advantage.estimator == "gae":
+        args.algo.advantage.estimator = "dr_grpo"  # any estimator without a critic: the loss reads none
+        print(f"[GPM] {loss} needs no critic and no advantage estimator: --algo.advantage.estimator is not used")
+    if args.algo.advantage.is_correction_level != "off":
+        print(f"[GPM] {loss} corrects nothing: --algo.advantage.is_correction_level only adds vLLM's log-probs to the log")

@@ -1,0 +1,40 @@
+"""The Ray actor that scores rollouts: texts in, preference embeddings out, one forward a response."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ray
+import torch
+from deepspeed.accelerator import get_accelerator
+from openrlhf.trainer.ray.launcher import BaseRewardModelActor
+from torch import Tensor
+from transformers import AutoConfig, AutoTokenizer
+
+from openrlhf_gpm.models.config import GPMConfig
+from openrlhf_gpm.models.formatting import Formatter
+from openrlhf_gpm.scoring import embed_batch
+
+
+class BaseGPMRewardActor(BaseRewardModelActor):
+    """The upstream reward actor, except that it reads texts and returns embeddings.
+
+    Texts, because the GPM has its own tokenizer and chat template; the policy's may be others.
+    """
+
+    def init_model_from_pretrained(self, strategy: Any, pretrain: str) -> None:
+        super().init_model_from_pretrained(strategy, pretrain)
+        self.config = GPMConfig.from_pretrained_config(AutoConfig.from_pretrained(pretrain))
+        self.formatter = Formatter.from_config(AutoTokenizer.from_pretrained(pretrain), self.config)
+
+    def forward(self, prompts: list[Any], responses: list[str]) -> Tensor:
+        """One micro-batch of B (prompt, response) -> (B, 3k) fp32: the embedding (2k), then gate / tau (k).
+
+        With tau inside the gate, a row is all that a group's score matrix needs.
+        """
+        device = get_accelerator().current_device_name()
+        embedding, gate = embed_batch(self.model, self.formatter, prompts, responses, device)
+        return torch.cat([embedding, gate / self.config.tau], dim=-1)
+
+
+GPMRewardActor = ray.remote(num_gpus=1)(BaseGPMRewardActor)

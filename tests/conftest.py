@@ -1,0 +1,157 @@
+"""Tiny tokenizers, trunks and GPMs, built here: nothing is downloaded."""
+
+import os
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+import pytest
+import torch
+
+CHATML = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+"""ChatML: EOS closes every turn and a newline follows it."""
+
+TURNS = (
+    "{{ bos_token }}{% for m in messages %}"
+    "{% if m['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    "{{ '<turn>' + m['role'] + '\n' + m['content'] + '</turn>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<turn>assistant\n' }}{% endif %}"
+)
+"""As Gemma's: writes a BOS itself, no EOS at all, refuses a system turn."""
+
+TEXTS = [
+    "Name a prime. Seven is a prime, and nine is not a prime.",
+    "user system assistant Hello, how are you? I am fine, thank you.",
+    "\n\nWhat is the capital of France? Paris is the capital of France.\n\n",
+] * 4
+
+
+def make_tokenizer(chat_template: str | None = CHATML, bos: bool = True, pad: bool = True) -> Any:
+    """Byte-level BPE with a few merges: any text goes through, and tokens may span the prompt's border."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    special = ["<s>", "<|im_end|>", "<pad>", "<|im_start|>", "<turn>", "</turn>"]
+    backend.train_from_iterator(
+        TEXTS,
+        trainers.BpeTrainer(
+            vocab_size=320,
+            special_tokens=special,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        ),
+    )
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        bos_token="<s>" if bos else None,
+        eos_token="<|im_end|>",
+        pad_token="<pad>" if pad else None,
+        extra_special_tokens=special[3:],
+    )
+    tokenizer.chat_template = chat_template
+    return tokenizer
+
+
+@pytest.fixture(scope="session")
+def chat_tokenizer() -> Any:
+    """BOS, EOS, padding token and a ChatML template."""
+    return make_tokenizer()
+
+
+@pytest.fixture(scope="session")
+def turns_tokenizer() -> Any:
+    """A template that writes a BOS and no EOS."""
+    return make_tokenizer(TURNS)
+
+
+@pytest.fixture(scope="session")
+def plain_tokenizer() -> Any:
+    """No chat template."""
+    return make_tokenizer(None)
+
+
+@pytest.fixture(scope="session")
+def no_bos_tokenizer() -> Any:
+    """ChatML without a BOS, as Qwen's."""
+    return make_tokenizer(bos=False)
+
+
+def trunk_config(trunk: str = "llama", **changes: Any) -> Any:
+    """A transformers config of a hidden-32, two-layer trunk for the tokenizers above."""
+    from transformers import AutoConfig
+
+    sizes: dict[str, Any] = {
+        "vocab_size": 320,
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 256,
+        "bos_token_id": 0,
+        "eos_token_id": 1,
+        "pad_token_id": 2,
+    }
+    if trunk != "gpt2":
+        sizes["intermediate_size"] = 48
+    if trunk not in ("gpt2", "gpt_neox"):
+        sizes["num_key_value_heads"] = 2
+    if trunk == "gemma2":  # a sliding window shorter than the samples, as in the real one's every other layer
+        sizes |= {"head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": 4}
+    if trunk == "gpt2":
+        sizes |= {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+    return AutoConfig.for_model(trunk, **(sizes | changes))
+
+
+def make_gpm(trunk: str = "llama", packing_samples: bool = False, seed: int = 0, **gpm: Any) -> Any:
+    """A GPM with random weights in eval mode; its gate is random too, not the zeros that training starts from."""
+    from openrlhf_gpm.models.config import GPMConfig
+    from openrlhf_gpm.models.gpm import gpm_class
+
+    torch.manual_seed(seed)
+    config = trunk_config(trunk)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # one plane with a softmax gate
+        config.gpm = GPMConfig(**({"dim": 6} | gpm)).to_dict()
+        model = gpm_class(config, packing_samples)(config)
+    with torch.no_grad():
+        for parameter in model.parameters():  # a fresh trunk is nearly the identity: make attention matter
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return model.eval()
+
+
+@pytest.fixture(scope="session")
+def gpm_checkpoint(tmp_path_factory: pytest.TempPathFactory, chat_tokenizer: Any) -> Path:
+    """The directory of a gated Llama GPM, dim 6. Read only: copy it to change it."""
+    from openrlhf_gpm.models.checkpoint import save_gpm
+
+    path = tmp_path_factory.mktemp("checkpoint") / "gpm"
+    save_gpm(make_gpm(), chat_tokenizer, path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def new_tokenizer() -> Callable[..., Any]:
+    """`make_tokenizer`, for tests that want another template or no padding token."""
+    return make_tokenizer
+
+
+@pytest.fixture(scope="session")
+def new_config() -> Callable[..., Any]:
+    """`trunk_config`, without `gpm`."""
+    return trunk_config
+
+
+@pytest.fixture(scope="session")
+def new_gpm() -> Callable[..., Any]:
+    """`make_gpm`, by trunk and GPM settings."""
+    return make_gpm

@@ -1,0 +1,171 @@
+"""The real stack on CPU: DeepSpeed processes, a private Ray cluster, vLLM engines. Tiny models made from a config."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+ROOT = Path(__file__).resolve().parents[2]
+WORDS = [f"w{i}" for i in range(60)]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.integration)
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+@pytest.fixture(scope="session")
+def cpu_env() -> dict[str, str]:
+    """The environment that examples/cpu/env.sh sets, the one that users and the quickstart run with."""
+    shell = f"set -a; . {ROOT}/examples/cpu/env.sh; {sys.executable} -c 'import json, os; print(json.dumps(dict(os.environ)))'"
+    env: dict[str, str] = json.loads(subprocess.check_output(["bash", "-c", shell], text=True))
+    env["PATH"] = f"{Path(sys.executable).parent}:{env['PATH']}"
+    return env
+
+
+@dataclass
+class World:
+    """Tiny models, preference pairs and prompts in one folder."""
+
+    folder: Path
+
+    def __getitem__(self, name: str) -> str:
+        return str(self.folder / name)
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    folder = tmp_path_factory.mktemp("world")
+    torch.manual_seed(0)
+    vocabulary = {word: i for i, word in enumerate(["<pad>", "<s>", "</s>", "<unk>", *WORDS])}
+    wordlevel = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    wordlevel.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    special = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=wordlevel, **special)
+    for name, tied in (("base", False), ("policy", False), ("tied_policy", True)):
+        config = LlamaConfig(
+            vocab_size=len(vocabulary),
+            hidden_size=64,
+            intermediate_size=128,
+            num_hidden_layers=2,
+            num_attention_heads=2,  # vLLM's CPU attention knows no heads narrower than 32
+            num_key_value_heads=1,
+            max_position_embeddings=128,
+            tie_word_embeddings=tied,
+            pad_token_id=0,
+            bos_token_id=1,
+            eos_token_id=2,
+        )
+        LlamaForCausalLM(config).save_pretrained(folder / name)
+        tokenizer.save_pretrained(folder / name)
+
+    dice = random.Random(0)
+
+    def text(length: int) -> str:
+        return " ".join(dice.choices(WORDS, k=length))
+
+    pairs = [{"prompt": text(4) + " ", "chosen": text(3), "rejected": text(dice.randint(2, 5))} for _ in range(64)]
+    prompts = [{"prompt": text(4) + " "} for _ in range(32)]
+    write_jsonl(folder / "pairs.jsonl", pairs)
+    write_jsonl(folder / "prompts.jsonl", prompts)
+    return World(folder)
+
+
+def write_jsonl(path: Path, rows: list[dict]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def read_jsonl(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def run(command: list[str], env: dict[str, str], log: Path, timeout: float = 400) -> str:
+    """Run to the end; the log's tail is the failure message. Returns the log."""
+    with log.open("w") as out:
+        process = subprocess.Popen(command, env=env, stdout=out, stderr=subprocess.STDOUT, start_new_session=True)
+        try:
+            code = process.wait(timeout)
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+    text = log.read_text(errors="replace")
+    assert code == 0, f"{' '.join(command[:4])} exited with {code}:\n{text[-6000:]}"
+    return text
+
+
+@pytest.fixture
+def train_rm(world: World, cpu_env: dict[str, str], tmp_path: Path):
+    """train_rm(name, *flags, ranks=1) -> the log; the model is in tmp_path / name."""
+
+    def train(name: str, *flags: str, ranks: int = 1, env: dict[str, str] | None = None) -> str:
+        launch = ["torchrun", f"--nproc-per-node={ranks}", f"--master-port={free_port()}"]
+        command = [
+            *(sys.executable, "-m", "torch.distributed.run", *launch[1:]),
+            *("-m", "openrlhf.cli.train_rm", "--model.model_name_or_path", world["base"]),
+            *("--data.dataset", world["pairs.jsonl"], "--data.prompt_key", "prompt", "--data.max_len", "64"),
+            *("--eval.dataset", world["pairs.jsonl"]),
+            *("--ds.param_dtype", "fp32", "--ds.attn_implementation", "sdpa", "--ds.zero_stage", "2"),
+            *("--train.micro_batch_size", "8", "--train.batch_size", "16", "--adam.lr", "1e-3"),
+            *("--ckpt.output_dir", str(tmp_path / name), "--ckpt.path", str(tmp_path / f"{name}_ckpt")),
+            *("--logger.tensorboard_dir", str(tmp_path / f"{name}_tb"), "--logger.wandb.run_name", "run"),
+        ]
+        return run([*command, *flags], env or cpu_env, tmp_path / f"{name}.log")
+
+    return train
+
+
+def read_scalars(folder: Path) -> dict[str, list[float]]:
+    """Every TensorBoard curve below `folder`, in the order of the steps."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    curves: dict[str, list[float]] = {}
+    for file in sorted(folder.rglob("events.*")):
+        events = EventAccumulator(str(file), size_guidance={"scalars": 0})
+        events.Reload()
+        for tag in events.Tags()["scalars"]:
+            curves.setdefault(tag, []).extend(event.value for event in events.Scalars(tag))
+    return curves
+
+
+@pytest.fixture(scope="session")
+def ray_env(cpu_env: dict[str, str]) -> Iterator[dict[str, str]]:
+    """The environment of a private Ray cluster with 8 logical GPUs, stopped at the end without touching any other."""
+    port, folder = free_port(), tempfile.mkdtemp(prefix="gpmray")  # a socket path must be short
+    command = [
+        *("ray", "start", "--head", "--block", f"--port={port}", "--num-gpus=8", "--num-cpus=16"),
+        *("--include-dashboard=false", "--disable-usage-stats", f"--temp-dir={folder}"),
+        "--object-store-memory=300000000",
+    ]
+    head = subprocess.Popen(
+        command, env=cpu_env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+    assert head.stdout is not None
+    for line in head.stdout:
+        if "Ray runtime started" in line:
+            break
+    else:
+        pytest.fail(f"ray start exited with {head.wait()}")
+    yield cpu_env | {"RAY_ADDRESS": f"127.0.0.1:{port}"}
+    os.killpg(head.pid, signal.SIGTERM)
+    head.wait(60)
+    shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,80 @@
+"""The GPO update is the same however it is cut: micro-batches, ranks, ZeRO stages."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+WORKER = Path(__file__).with_name("gpo_update.py")
+
+
+@pytest.fixture(scope="module")
+def update(world, cpu_env, tmp_path_factory) -> Callable[..., dict]:
+    folder = tmp_path_factory.mktemp("updates")
+
+    def run_update(zero_stage: int, ranks: int, micro_batch_size: int) -> dict:
+        out = folder / f"zero{zero_stage}_ranks{ranks}_micro{micro_batch_size}.pt"
+        if not out.exists():
+            launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", str(WORKER)]
+            arguments = [world["policy"], str(out), str(zero_stage), str(micro_batch_size)]
+            done = subprocess.run([sys.executable, *launch, *arguments], env=cpu_env, capture_output=True, text=True)
+            assert done.returncode == 0, done.stderr[-5000:]
+        return torch.load(out, weights_only=True)
+
+    return run_update
+
+
+def start(world) -> dict[str, Tensor]:
+    from transformers import AutoModelForCausalLM
+
+    return dict(AutoModelForCausalLM.from_pretrained(world["policy"], dtype=torch.float32).named_parameters())
+
+
+def relative_difference(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
+    flat_a, flat_b = (torch.cat([x[name].flatten() for name in sorted(x)]) for x in (a, b))
+    return ((flat_a - flat_b).norm() / flat_b.norm()).item()
+
+
+@pytest.mark.parametrize("zero_stage", [0, 2, 3])
+def test_two_ranks_update_as_one(update, world, zero_stage):
+    one, two = update(zero_stage, 1, 2)["parameters"], update(zero_stage, 2, 2)["parameters"]
+    moved = relative_difference(one, start(world))
+    assert moved > 1e-4  # else the comparison would compare nothing
+    assert relative_difference(two, one) < 1e-5
+    assert relative_difference(two, one) < 1e-2 * moved
+
+
+def test_micro_batches_do_not_change_the_update(update, world):
+    one, eight = update(2, 1, 1)["parameters"], update(2, 1, 8)["parameters"]
+    assert relative_difference(eight, one) < 1e-2 * relative_difference(one, start(world))
+
+
+def test_the_update_is_the_gradient_of_the_mean_squared_error_over_responses(update, world):
+    """The slow reference: autograd on eq. 5.7 written down again, with no OpenRLHF in it."""
+    sys.path.insert(0, str(WORKER.parent))
+    from gpo_update import experiences
+    from transformers import AutoModelForCausalLM
+
+    batch = experiences()
+    model = AutoModelForCausalLM.from_pretrained(world["policy"], dtype=torch.float32, attn_implementation="eager")
+    logits = model(batch.sequences, attention_mask=batch.attention_mask).logits[:, :-1].log_softmax(-1)
+    log_probs = logits.gather(-1, batch.sequences[:, 1:, None]).squeeze(-1)
+    log_ratio = ((log_probs - batch.action_log_probs) * batch.action_mask).sum(-1)
+    loss = (log_ratio - batch.info["return"]).square().mean()
+    loss.backward()
+
+    moved = update(2, 1, 2)["parameters"]
+    for name, parameter in model.named_parameters():
+        # First Adam step with eps 1: lr * g / (|g| + 1).
+        expected = parameter.detach() - 1e-2 * parameter.grad / (parameter.grad.abs() + 1.0)
+        torch.testing.assert_close(moved[name], expected, rtol=1e-4, atol=2e-6)
+
+
+def test_log_ratio_quantiles_cover_the_responses_of_all_ranks(update):
+    one, two = update(2, 1, 2)["status"], update(2, 2, 2)["status"]
+    for level in ("05", "25", "50", "75", "95"):
+        assert one[f"log_ratio_q{level}"] == pytest.approx(two[f"log_ratio_q{level}"], abs=1e-4)

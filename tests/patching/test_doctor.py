@@ -1,0 +1,92 @@
+"""`openrlhf-gpm doctor` and `openrlhf-gpm patch` as a user runs them, in processes of their own."""
+
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+
+from openrlhf_gpm.cli.doctor import CPU_ENV
+
+ROOT = Path(__file__).parents[2]
+ENV_SH = (ROOT / "examples/cpu/env.sh").read_text(encoding="utf-8")
+
+
+def openrlhf_gpm(*arguments: str, **environment: str | None) -> subprocess.CompletedProcess[str]:
+    env = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
+    env = {name: value for name, value in env.items() if value is not None}
+    command = [sys.executable, "-m", "openrlhf_gpm.cli.main", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env=env, timeout=60)
+
+
+def doctor(**environment: str | None) -> dict[str, dict[str, str]]:
+    report = json.loads(openrlhf_gpm("doctor", "--json", **environment).stdout)
+    return {finding["what"]: finding for finding in report["findings"]}
+
+
+def test_the_table_ends_with_the_verdict_that_the_exit_status_gives():
+    out = openrlhf_gpm("doctor", RAY_ADDRESS=None)
+    verdict = "training: yes" if out.returncode == 0 else "training: no"
+    assert out.returncode in (0, 1), out.stderr
+    assert out.stdout.splitlines()[-1].startswith(verdict)
+    assert bool(re.search(r"^fail", out.stdout, re.MULTILINE)) == (out.returncode == 1)
+
+
+def test_every_fault_says_how_to_mend_it():
+    findings = doctor(RAY_ADDRESS=None, PYTHONDONTWRITEBYTECODE="1", **dict.fromkeys(CPU_ENV))
+    assert [finding for finding in findings.values() if finding["level"] != "ok" and not finding["mend"]] == []
+    assert findings["PYTHONDONTWRITEBYTECODE"]["level"] == "warn"
+    assert findings["ray cluster"]["level"] == "warn"
+
+
+def test_it_answers_within_three_seconds():
+    start = time.perf_counter()
+    openrlhf_gpm("doctor")
+    assert time.perf_counter() - start < 3
+
+
+def test_a_dead_ray_address_is_a_failure_and_not_a_wait():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    finding = doctor(RAY_ADDRESS=address)["ray cluster"]
+    assert finding["level"] == "fail"
+    assert address in finding["found"]
+
+
+def test_its_advice_for_a_cpu_is_what_env_sh_exports():
+    exported = dict(re.findall(r"^export (\w+)=(.+)$", ENV_SH, re.MULTILINE))
+    assert {name: exported.get(name) for name in CPU_ENV} == {name: value for name, (value, _) in CPU_ENV.items()}
+    assert "unset PYTHONDONTWRITEBYTECODE" in ENV_SH
+
+
+@pytest.mark.integration
+def test_it_counts_the_gpus_of_a_running_cluster():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    ray = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", "--port", port, "--num-gpus", "2"]
+    # A folder of its own, or this cluster would become the one that any `ray.init()` of this machine finds.
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        subprocess.Popen([*ray, "--temp-dir", folder], stdout=subprocess.PIPE, text=True) as process,
+    ):
+        try:
+            assert process.stdout is not None
+            next(line for line in process.stdout if "will now block" in line)
+            assert doctor(RAY_ADDRESS=f"127.0.0.1:{port}")["ray cluster"]["found"].endswith("2 GPUs on 1 nodes")
+        finally:
+            process.terminate()
+            process.communicate(timeout=30)
+
+
+def test_patch_status_lists_the_files_and_exits_with_0_only_when_all_are_patched():
+    out = openrlhf_gpm("patch", "status")
+    states = {line.split()[0] for line in out.stdout.splitlines()[1:]}
+    assert out.returncode == (0 if states == {"patched"} else 1), out.stderr
