@@ -106,6 +106,20 @@ def status(openrlhf: Path | None = None, series: Series | None = None) -> Status
     return Status(openrlhf, series.version, files)
 
 
+def check_known(found: Status, series: Series | None = None) -> None:
+    """Raise PatchError for the first file that is neither as released nor as patched."""
+    series = series or installed_series()
+    bad = [path for path, state in found.files.items() if state in ("unknown", "missing")]
+    if not bad:
+        return
+    missing = found.files[bad[0]] == "missing"
+    what = "is missing" if missing else f"is neither the file of openrlhf {series.version} nor our patched one"
+    more = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
+    # pip does not know a file that the series creates, and so would not remove it.
+    delete = "delete it, then " if series.files[bad[0]]["pristine"] is None else ""
+    raise PatchError(f"{found.openrlhf.parent / bad[0]} {what}{more}; {delete}{series.reinstall}")
+
+
 def apply(openrlhf: Path | None = None, series: Series | None = None) -> list[str]:
     """Patch OpenRLHF in place. Returns the paths that changed: none when all were patched already."""
     return _switch("patched", openrlhf, series)
@@ -134,7 +148,7 @@ def _switch(goal: str, openrlhf: Path | None, series: Series | None) -> list[str
     series = series or installed_series()
     found = status(openrlhf, series)
     site = found.openrlhf.parent
-    _refuse_unknown(found, series)
+    check_known(found, series)
     todo = {path for path, state in found.files.items() if state != goal}
     for target in [found.openrlhf, *(site / path for path in sorted(todo))]:
         if target.is_symlink():
@@ -154,24 +168,6 @@ def _switch(goal: str, openrlhf: Path | None, series: Series | None) -> list[str
                 )
         _replace(root, site, sorted(todo))
     return sorted(todo)
-
-
-def _refuse_unknown(found: Status, series: Series) -> None:
-    bad = [path for path, state in found.files.items() if state in ("unknown", "missing")]
-    if not bad:
-        return
-    path = found.openrlhf.parent / bad[0]
-    more = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
-    if series.files[bad[0]]["pristine"] is None:  # pip does not know this file and so would not remove it
-        remedy = f"delete it, then {series.reinstall}"
-    else:
-        remedy = series.reinstall
-    what = (
-        "is missing"
-        if found.files[bad[0]] == "missing"
-        else f"is neither the file of openrlhf {series.version} nor ours"
-    )
-    raise PatchError(f"{path} {what}{more}; nothing was changed; {remedy}")
 
 
 def _replace(root: Path, site: Path, paths: list[str]) -> None:

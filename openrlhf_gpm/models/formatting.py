@@ -80,22 +80,18 @@ class Formatter:
         """
         prompt_text, text = self.render(prompt, response)
         prompt_ids = self._with_bos(self._tokenize(prompt_text))
-        body = self._with_bos(self._tokenize(text))
-        eos = self.tokenizer.eos_token_id
-        while len(body) > 1 and body[-1] == eos:
-            body.pop()
-        input_ids = [*body, eos]
+        body = self._without_eos(self._with_bos(self._tokenize(text)))
         # Counted in tokens: the text's border may lie inside a token, which then belongs to the response.
-        common = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(prompt_ids, body, strict=False)))
-        prompt_len = max(common, 1)  # without a BOS, an empty prompt's gate can only read the first token
-        if self.max_len is not None and len(input_ids) > self.max_len:
+        prompt_len = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(prompt_ids, body, strict=False)))
+        if self.max_len is not None and len(body) >= self.max_len:
             if prompt_len >= self.max_len - 1:
                 raise ValueError(
                     f"the prompt has {prompt_len} tokens, which leaves no room for the response within max_len "
                     f"{self.max_len}: shorten the prompt or raise --data.max_len"
                 )
-            input_ids = [*input_ids[: self.max_len - 1], eos]
-        return Encoded(input_ids, prompt_len)
+            body = self._without_eos(body[: self.max_len - 1])
+        # Without a BOS, an empty prompt leaves the gate nothing but the first token.
+        return Encoded([*body, self.tokenizer.eos_token_id], max(1, min(prompt_len, len(body))))
 
     def render(self, prompt: Prompt, response: str) -> tuple[str, str]:
         """Texts of the prompt alone (ready for an answer) and of prompt and response."""
@@ -128,6 +124,13 @@ class Formatter:
         if bos is None:
             return ids
         return [bos, *ids[sum(1 for _ in takewhile(lambda i: i == bos, ids)) :]]
+
+    def _without_eos(self, ids: list[int]) -> list[int]:
+        """No EOS at the end. The first token stays: it is the BOS, which some tokenizers also use as EOS."""
+        kept = len(ids)
+        while kept > 1 and ids[kept - 1] == self.tokenizer.eos_token_id:
+            kept -= 1
+        return ids[:kept]
 
 
 def collate(encoded: list[Encoded], pad_token_id: int, side: str = "left") -> dict[str, Tensor]:

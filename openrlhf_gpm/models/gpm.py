@@ -90,11 +90,9 @@ class _GPMMixin:
         self._keys_to_ignore_on_load_unexpected = [*(self._keys_to_ignore_on_load_unexpected or []), *OUTPUT_LAYERS]
 
     def _init_weights(self, module: nn.Module) -> None:
-        """transformers calls this for modules whose weights a checkpoint lacks, gathered under ZeRO-3."""
+        """transformers calls this where a checkpoint lacks weights, gathered under ZeRO-3; the trunk has its own."""
         if isinstance(module, Fp32Linear):
             init.normal_(module.weight, mean=0.0, std=module.init_std)
-        else:
-            super()._init_weights(module)  # type: ignore[misc]
 
     def forward(
         self,

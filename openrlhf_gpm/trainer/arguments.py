@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
+from openrlhf.utils.logging_utils import init_logger
 from transformers import AutoConfig
 
 from openrlhf_gpm.models.config import GPMConfig
+from openrlhf_gpm.plugin import REGRESSION_LOSSES
 
-REGRESSION_LOSSES = ("gpo", "sppo")
+logger = init_logger(__name__)
 
 
 def check_reward_training(args: SimpleNamespace) -> None:
     """Flags of `train_rm --reward_model_type gpm`. Raises ValueError."""
     _check_common(args)
+    config_from_flags(args)
     if not 0.0 <= args.gpm.label_smoothing < 0.5:
         raise ValueError(f"--gpm.label_smoothing must be in [0, 0.5), got {args.gpm.label_smoothing}")
     if not args.model.model_name_or_path:
@@ -21,7 +24,21 @@ def check_reward_training(args: SimpleNamespace) -> None:
     if not args.data.dataset:
         raise ValueError("--data.dataset is missing: name a preference file (JSONL, parquet) or a dataset")
     if args.model.loss_type != "sigmoid":
-        raise ValueError(f"--model.loss_type {args.model.loss_type} is a Bradley-Terry loss; a GPM trains with sigmoid")
+        raise ValueError(
+            f"--model.loss_type {args.model.loss_type} is a Bradley-Terry loss; a GPM trains with sigmoid"
+        )
+
+
+def config_from_flags(args: SimpleNamespace) -> GPMConfig:
+    """The GPM that `train_rm`'s flags describe; a flag that is not given keeps `GPMConfig`'s default."""
+    flags = {"dim": args.gpm.dim, "gate": args.gpm.gate, "tau": args.gpm.tau}
+    return GPMConfig(
+        normalize=not args.gpm.no_normalize,
+        chat_template=args.data.apply_chat_template,
+        input_template=args.data.input_template,
+        max_len=args.data.max_len,
+        **{name: value for name, value in flags.items() if value is not None},
+    )
 
 
 def check_alignment(args: SimpleNamespace) -> None:
@@ -56,12 +73,14 @@ def _check_gpm_reward(args: SimpleNamespace) -> None:
     if args.data.label_key:
         raise ValueError("--data.label_key has no use with --reward_model_type gpm: the GPM judges; remove the flag")
     if args.reward.normalize_enable:
-        raise ValueError("--reward.normalize_enable has no meaning for a GPM: a preference score has no mean; remove it")
-    if args.algo.advantage.estimator == "gae" and args.actor.policy_loss_type not in REGRESSION_LOSSES:
-        if not args.critic.model_name_or_path:
-            # Upstream would start the critic from the reward model, whose head has 2k rows.
-            args.critic.model_name_or_path = args.actor.model_name_or_path
-            print("[GPM] --critic.model_name_or_path is not set: the critic starts from the actor's model")
+        raise ValueError(
+            "--reward.normalize_enable has no meaning for a GPM: a preference score has no mean; remove it"
+        )
+    uses_critic = args.algo.advantage.estimator == "gae" and args.actor.policy_loss_type not in REGRESSION_LOSSES
+    if uses_critic and not args.critic.model_name_or_path:
+        # Upstream would start the critic from the reward model, whose head has 2k rows.
+        args.critic.model_name_or_path = args.actor.model_name_or_path
+        logger.info("--critic.model_name_or_path is not set: the critic starts from the actor's model")
 
 
 def _check_regression_loss(args: SimpleNamespace) -> None:
@@ -86,6 +105,6 @@ def _check_regression_loss(args: SimpleNamespace) -> None:
         )
     if args.algo.advantage.estimator == "gae":
         args.algo.advantage.estimator = "dr_grpo"  # any estimator without a critic: the loss reads none
-        print(f"[GPM] {loss} needs no critic and no advantage estimator: --algo.advantage.estimator is not used")
+        logger.info(f"{loss} needs no critic and no advantage estimator: --algo.advantage.estimator is not used")
     if args.algo.advantage.is_correction_level != "off":
-        print(f"[GPM] {loss} corrects nothing: --algo.advantage.is_correction_level only adds vLLM's log-probs to the log")
+        logger.info(f"{loss} corrects nothing: --algo.advantage.is_correction_level only logs vLLM's log-probs")

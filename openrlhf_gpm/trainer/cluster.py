@@ -54,22 +54,19 @@ def _node_problem() -> str | None:
 
 
 def _check_nodes() -> None:
-    nodes = [node for node in ray.nodes() if node["Alive"]]
-    checks = {
-        _node_problem.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(): (
-            f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})"
-        )
-        for node in nodes
-    }
-    for check, name in checks.items():
+    for node in ray.nodes():
+        if not node["Alive"]:
+            continue
+        name = f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})"
+        here = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
         try:
-            problem = ray.get(check, timeout=NODE_CHECK_SECONDS)
+            problem = ray.get(_node_problem.options(scheduling_strategy=here).remote(), timeout=NODE_CHECK_SECONDS)
         except ray.exceptions.GetTimeoutError as error:
             raise ValueError(f"node {name} did not answer within {NODE_CHECK_SECONDS} s: is it healthy?") from error
         except ray.exceptions.RayError as error:
             raise ValueError(
-                f"node {name} cannot run openrlhf-gpm ({str(error).splitlines()[-1]}); install it there, or give every "
-                "node one image or runtime_env"
+                f"node {name} cannot run openrlhf-gpm ({str(error).splitlines()[-1]}); install it there, or give "
+                "every node one image or runtime_env"
             ) from error
         if problem:
             raise ValueError(f"node {name}: {problem}")

@@ -6,6 +6,7 @@ Shapes: G prompts, K responses each; k planes, embeddings 2k wide.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,7 +61,7 @@ class GroupExperienceMaker(RemoteExperienceMaker):
 
     def _response_texts(self, samples: Experience) -> list[str]:
         # action_mask is aligned with the next token, hence the shift by one.
-        ids = [row[1:][mask.bool()] for row, mask in zip(samples.sequences, samples.action_mask)]
+        ids = [row[1:][mask.bool()] for row, mask in zip(samples.sequences, samples.action_mask, strict=True)]
         return self.tokenizer.batch_decode(ids, skip_special_tokens=True)
 
     @torch.no_grad()
@@ -68,32 +69,41 @@ class GroupExperienceMaker(RemoteExperienceMaker):
         """Scores the groups, then upstream's shaping; GPO and SPPO put their target where advantages go."""
         order = torch.tensor(list(itertools.chain.from_iterable(e.index for e in experiences)))
         groups = self._score_groups(experiences, order)
-        values = self._values(groups.scores)
-        _scatter(experiences, order, values, lambda e, value: _set_reward(e, value))
-        for name, metric in group_metrics(groups.scores).items():
-            _scatter(experiences, order, metric, lambda e, value, name=name: e.info.update({name: value}))
+        values, target = self._values(groups.scores), self._target(groups.scores)
 
-        target = self._target(groups.scores)
-        if target is None:
-            experiences = super().compute_advantages_and_returns(experiences)
-        else:
-            _scatter(experiences, order, target, _set_target)
-            if self.args.gpo.responses == "best_worst":
-                keep = best_worst_mask(values)
-                _scatter(experiences, order, keep, lambda e, value: setattr(e, "action_mask", _keep(e, value)))
+        def split(per_response: Tensor) -> Iterable[tuple[Experience, Tensor]]:
+            """(G, K) in the order of the prompts -> each experience with its responses' part."""
+            chunks = per_response.reshape(-1)[order].split([len(e.index) for e in experiences])
+            return zip(experiences, chunks, strict=True)
+
+        for experience, value in split(values):
+            experience.rewards = experience.info["reward"] = value
+        for name, metric in group_metrics(groups.scores).items():
+            for experience, value in split(metric):
+                experience.info[name] = value
         if self.args.gpm.log_groups:
-            texts = _ordered(experiences, order, self._response_texts)
-            prompts = _ordered(experiences, order, lambda e: e.labels if e.labels[0] else e.prompts)
-            write_groups(self.args.gpm.log_groups, self.global_step, prompts, texts, groups, target)
+            prompts = _in_prompt_order(experiences, order, lambda e: e.labels if e.labels[0] else e.prompts)
+            responses = _in_prompt_order(experiences, order, self._response_texts)
+            write_groups(self.args.gpm.log_groups, self.global_step, prompts, responses, groups, target)
+
+        if target is None:
+            return super().compute_advantages_and_returns(experiences)
+        for experience, value in split(target):
+            _set_target(experience, value)
+        if self.args.gpo.responses == "best_worst":
+            for experience, keep in split(best_worst_mask(values)):
+                # An empty action mask takes a response out of the loss and out of upstream's normalisation alike.
+                experience.action_mask = experience.action_mask * keep.unsqueeze(-1).to(experience.action_mask.dtype)
         return experiences
 
     def _score_groups(self, experiences: list[Experience], order: Tensor) -> Groups:
         """Back to the order of the prompts: preferences exist only inside a group (science: decision 16)."""
         rewards = torch.cat([e.rewards for e in experiences])
-        if not torch.isfinite(rewards).all():
+        broken = ~torch.isfinite(rewards.reshape(len(rewards), -1)).all(-1)
+        if broken.any():
             raise ValueError(
-                f"the reward model {self.args.reward.model_name_or_path} returned nan or inf for "
-                f"{(~torch.isfinite(rewards.flatten(1).sum(-1) if rewards.dim() > 1 else rewards)).sum()} responses"
+                f"{self.args.reward.model_name_or_path} returned nan or inf for {int(broken.sum())} of {len(rewards)} "
+                "responses; check its checkpoint, or try --ds.param_dtype fp32"
             )
         ordered = torch.empty_like(rewards)
         ordered[order] = rewards
@@ -132,31 +142,17 @@ def group_metrics(scores: Tensor) -> dict[str, Tensor]:
     return {name: value.unsqueeze(-1).expand(-1, k) for name, value in per_group.items()}
 
 
-def _scatter(experiences: list[Experience], order: Tensor, values: Tensor, assign: Any) -> None:
-    """Give each experience its rows of `values` (G, K), which are in the order of the prompts."""
-    chunks = values.reshape(-1)[order].split([len(e.index) for e in experiences])
-    for experience, chunk in zip(experiences, chunks):
-        assign(experience, chunk)
-
-
-def _ordered(experiences: list[Experience], order: Tensor, get: Any) -> list[Any]:
-    """The inverse of `_scatter` for lists: one item a response, in the order of the prompts."""
-    items = list(itertools.chain.from_iterable(get(e) for e in experiences))
+def _in_prompt_order(
+    experiences: list[Experience], order: Tensor, get: Callable[[Experience], list[Any]]
+) -> list[Any]:
+    """One item a response, gathered from the experiences into the order of the prompts."""
+    items = list(itertools.chain.from_iterable(get(experience) for experience in experiences))
     return [items[i] for i in torch.argsort(order).tolist()]
 
 
-def _set_reward(experience: Experience, value: Tensor) -> None:
-    experience.rewards = value
-    experience.info["reward"] = value
-
-
 def _set_target(experience: Experience, target: Tensor) -> None:
+    """`target` (B,) in nats, on every action token; the loss reads it back from there."""
     experience.advantages = target.unsqueeze(-1) * experience.action_mask
     experience.returns = experience.advantages.clone()
     experience.info["return"] = target
     experience.kl = None
-
-
-def _keep(experience: Experience, keep: Tensor) -> Tensor:
-    """An empty action mask takes a response out of the loss and out of upstream's normalisation alike."""
-    return experience.action_mask * keep.unsqueeze(-1).to(experience.action_mask.dtype)

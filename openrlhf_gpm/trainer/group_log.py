@@ -44,5 +44,5 @@ def write_groups(
     temporary = path.with_suffix(".tmp")
     with temporary.open("w", encoding="utf-8") as file:
         for row in zip(*columns.values(), strict=True):
-            file.write(json.dumps(dict(zip(columns, row)), ensure_ascii=False) + "\n")
+            file.write(json.dumps(dict(zip(columns, row, strict=True)), ensure_ascii=False) + "\n")
     os.replace(temporary, path)

@@ -6,14 +6,15 @@ from typing import Any
 
 import ray
 import torch
-from openrlhf.trainer.ppo_trainer import SyncPPOTrainer
+from openrlhf.trainer.ppo_trainer import BasePPOTrainer, SyncPPOTrainer
 from openrlhf.trainer.ppo_trainer_async import BaseTrainingActor
 from openrlhf.trainer.ppo_utils.experience import Experience
 
+from openrlhf_gpm.plugin import REGRESSION_LOSSES
 from openrlhf_gpm.trainer.quantiles import quantiles
 
 
-class _GroupStatistics:
+class _GroupStatistics(BasePPOTrainer):
     """What both controllers add: the step's number for the group log, and a rollout batch's statistics."""
 
     def train_step(self, rollout_samples: Any, global_step: int) -> tuple[dict[str, Any], int]:
@@ -23,7 +24,7 @@ class _GroupStatistics:
     def _compute_rollout_stats(self, experiences: list[Experience]) -> dict[str, float]:
         """Upstream's, and: quantiles of the targets (nats), and how far vLLM's log-probs are from the actor's."""
         stats = super()._compute_rollout_stats(experiences)
-        if self.args.actor.policy_loss_type in ("gpo", "sppo"):
+        if self.args.actor.policy_loss_type in REGRESSION_LOSSES:
             targets = torch.cat([experience.info["return"] for experience in experiences])
             stats |= quantiles("target", targets)
         gaps = [_log_prob_gap(experience) for experience in experiences if experience.rollout_log_probs is not None]

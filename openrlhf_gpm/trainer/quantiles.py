@@ -11,4 +11,4 @@ def quantiles(name: str, values: Tensor) -> dict[str, float]:
     if values.numel() == 0:
         return {}
     found = torch.quantile(values.float(), torch.tensor(LEVELS)).tolist()
-    return {f"{name}_q{round(100 * level):02d}": value for level, value in zip(LEVELS, found)}
+    return {f"{name}_q{round(100 * level):02d}": value for level, value in zip(LEVELS, found, strict=True)}

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from openrlhf.plugins import exit_with_usage_error
 from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
@@ -21,7 +22,7 @@ class GPMRewardDataset(Dataset):
 
     `collate_fn` gives `input_ids`, `attention_mask` (2B, T), the B chosen before the B rejected; `prompt_lens` (2B,);
     `label` (B,), the probability that chosen is better; `margin` (B,), raw score units.
-    Raises ValueError with the row's number for a row that is no preference.
+    A row that is no preference ends the run with one line that names it and exit status 2.
     """
 
     def __init__(
@@ -58,5 +59,6 @@ def _encode_pair(number: int, row: dict[str, Any], keys: PairKeys, encode: Calla
         pair = normalise_pair(row, keys)
         chosen, rejected = encode(pair.prompt, pair.chosen), encode(pair.prompt, pair.rejected)
     except ValueError as error:
-        raise ValueError(f"--data.dataset, row {number}: {error}") from error
+        # OpenRLHF builds datasets after its own checks, where an exception would end in a traceback.
+        exit_with_usage_error("train_rm", ValueError(f"preference data, row {number}: {error}"))
     return {"chosen": chosen, "rejected": rejected, "label": pair.label, "margin": pair.margin}

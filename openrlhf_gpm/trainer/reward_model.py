@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from functools import partial
 from types import SimpleNamespace
@@ -11,13 +10,15 @@ from typing import Any
 import deepspeed
 import torch
 from openrlhf.models import get_llm_for_sequence_regression
+from openrlhf.utils.logging_utils import init_logger
 from torch import nn
-from transformers import AutoConfig, PreTrainedModel
+from transformers import AutoConfig
 
 from openrlhf_gpm.models.config import GPMConfig
 from openrlhf_gpm.models.gpm import make_gpm_class
+from openrlhf_gpm.trainer.arguments import config_from_flags
 
-logger = logging.getLogger(__name__)
+logger = init_logger(__name__)
 
 
 def model_builder(args: SimpleNamespace) -> Callable[..., nn.Module]:
@@ -36,8 +37,8 @@ def build_gpm(
         return get_llm_for_sequence_regression(path, model_type, init_value_head=init_value_head, **kwargs)
     stored = getattr(AutoConfig.from_pretrained(path), "gpm", None)
     gpm = GPMConfig.from_dict(stored) if stored else config_from_flags(args)
-    if stored and hasattr(args, "data") and hasattr(args.gpm, "dim"):
-        logger.warning("%s is a GPM already: its own dim, gate, tau and format are kept, --gpm.* flags are not", path)
+    if stored and init_value_head:
+        logger.warning("%s is a GPM already: its own dim, gate, tau and format are kept, not those of --gpm.*", path)
     kwargs["value_head_prefix"] = "score"
     model = get_llm_for_sequence_regression(
         path,
@@ -53,25 +54,15 @@ def build_gpm(
     return model
 
 
-def config_from_flags(args: SimpleNamespace) -> GPMConfig:
-    """The GPM that `train_rm`'s flags describe; a flag that is not given keeps `GPMConfig`'s default."""
-    flags = {"dim": args.gpm.dim, "gate": args.gpm.gate, "tau": args.gpm.tau}
-    return GPMConfig(
-        normalize=not args.gpm.no_normalize,
-        chat_template=args.data.apply_chat_template,
-        input_template=args.data.input_template,
-        max_len=args.data.max_len,
-        **{name: value for name, value in flags.items() if value is not None},
-    )
-
-
-def _gpm_class(
-    pretrained_class: type[PreTrainedModel], trunk_class: type[PreTrainedModel], _prefix: str, packing_samples: bool
-) -> type[PreTrainedModel]:
+def _gpm_class(pretrained_class: type, trunk_class: type, _prefix: str, packing_samples: bool) -> type:
+    """`make_gpm_class` with the arguments of OpenRLHF's `_get_reward_model`; a GPM's head is always `score`."""
     return make_gpm_class(pretrained_class, trunk_class, packing_samples)
 
 
 def _zero_(weight: nn.Parameter) -> None:
     """Every lambda starts equal. Under ZeRO-3 the weight is a shard and has to be gathered first."""
-    with deepspeed.zero.GatheredParameters([weight], modifier_rank=0, enabled=hasattr(weight, "ds_id")), torch.no_grad():
+    with (
+        deepspeed.zero.GatheredParameters([weight], modifier_rank=0, enabled=hasattr(weight, "ds_id")),
+        torch.no_grad(),
+    ):
         weight.zero_()

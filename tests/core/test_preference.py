@@ -21,7 +21,7 @@ from openrlhf_gpm.core import (
 )
 
 some = settings(max_examples=40, deadline=None)
-numbers = st.floats(-30, 30, width=32)
+numbers = st.floats(-30, 30, width=32).map(lambda x: x if abs(x) > 1e-6 else 0.0)  # halves of subnormals round
 
 
 @st.composite

@@ -34,13 +34,18 @@ def free_port() -> int:
         return int(sock.getsockname()[1])
 
 
+def write_jsonl(path: Path, rows: list[dict]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
 @pytest.fixture(scope="session")
 def cpu_env() -> dict[str, str]:
     """The environment that examples/cpu/env.sh sets, the one that users and the quickstart run with."""
-    shell = f"set -a; . {ROOT}/examples/cpu/env.sh; {sys.executable} -c 'import json, os; print(json.dumps(dict(os.environ)))'"
+    print_env = "import json, os; print(json.dumps(dict(os.environ)))"
+    shell = f"set -a; . {ROOT}/examples/cpu/env.sh; {sys.executable} -c '{print_env}'"
     env: dict[str, str] = json.loads(subprocess.check_output(["bash", "-c", shell], text=True))
     env["PATH"] = f"{Path(sys.executable).parent}:{env['PATH']}"
-    return env
+    return env | {"OMP_NUM_THREADS": "1"}  # several processes share the cores
 
 
 @dataclass
@@ -62,7 +67,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     wordlevel.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     special = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=wordlevel, **special)
-    for name, tied in (("base", False), ("policy", False), ("tied_policy", True)):
+    # A trunk at transformers' default scale (0.02) gives every text nearly one hidden state, unlike any trained model.
+    for name, tied, scale in (("base", False, 0.3), ("policy", False, 0.02), ("tied_policy", True, 0.02)):
         config = LlamaConfig(
             vocab_size=len(vocabulary),
             hidden_size=64,
@@ -72,6 +78,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
             num_key_value_heads=1,
             max_position_embeddings=128,
             tie_word_embeddings=tied,
+            initializer_range=scale,
             pad_token_id=0,
             bos_token_id=1,
             eos_token_id=2,
@@ -91,47 +98,72 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     return World(folder)
 
 
-def write_jsonl(path: Path, rows: list[dict]) -> None:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+class Stack:
+    """Runs OpenRLHF's commands on the tiny world and reads what they leave behind."""
 
+    def __init__(self, world: World, env: dict[str, str]) -> None:
+        self.world, self.env = world, env
 
-def read_jsonl(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    def run(self, command: list[str], log: Path, env: dict[str, str] | None = None, timeout: float = 400) -> str:
+        """Run to the end and return the log, whose tail is the failure message."""
+        with log.open("w") as out:
+            process = subprocess.Popen(
+                command, env=env or self.env, stdout=out, stderr=subprocess.STDOUT, start_new_session=True
+            )
+            try:
+                code = process.wait(timeout)
+            finally:
+                if process.poll() is None:
+                    os.killpg(process.pid, signal.SIGKILL)
+        text = log.read_text(errors="replace")
+        assert code == 0, f"{' '.join(command[:4])} exited with {code}:\n{text[-6000:]}"
+        return text
 
-
-def run(command: list[str], env: dict[str, str], log: Path, timeout: float = 400) -> str:
-    """Run to the end; the log's tail is the failure message. Returns the log."""
-    with log.open("w") as out:
-        process = subprocess.Popen(command, env=env, stdout=out, stderr=subprocess.STDOUT, start_new_session=True)
-        try:
-            code = process.wait(timeout)
-        finally:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-    text = log.read_text(errors="replace")
-    assert code == 0, f"{' '.join(command[:4])} exited with {code}:\n{text[-6000:]}"
-    return text
-
-
-@pytest.fixture
-def train_rm(world: World, cpu_env: dict[str, str], tmp_path: Path):
-    """train_rm(name, *flags, ranks=1) -> the log; the model is in tmp_path / name."""
-
-    def train(name: str, *flags: str, ranks: int = 1, env: dict[str, str] | None = None) -> str:
-        launch = ["torchrun", f"--nproc-per-node={ranks}", f"--master-port={free_port()}"]
+    def train_rm(self, out: Path, *flags: str, ranks: int = 1, env: dict[str, str] | None = None) -> dict[str, list]:
+        """`openrlhf.cli.train_rm` on the world's pairs; returns its TensorBoard curves. The model is in `out`."""
+        out.mkdir(parents=True, exist_ok=True)
         command = [
-            *(sys.executable, "-m", "torch.distributed.run", *launch[1:]),
-            *("-m", "openrlhf.cli.train_rm", "--model.model_name_or_path", world["base"]),
-            *("--data.dataset", world["pairs.jsonl"], "--data.prompt_key", "prompt", "--data.max_len", "64"),
-            *("--eval.dataset", world["pairs.jsonl"]),
+            *(sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={ranks}"),
+            *(f"--master-port={free_port()}", "-m", "openrlhf.cli.train_rm"),
+            *("--model.model_name_or_path", self.world["base"]),
+            *("--data.dataset", self.world["pairs.jsonl"], "--data.prompt_key", "prompt", "--data.max_len", "64"),
+            *("--eval.dataset", self.world["pairs.jsonl"]),
             *("--ds.param_dtype", "fp32", "--ds.attn_implementation", "sdpa", "--ds.zero_stage", "2"),
             *("--train.micro_batch_size", "8", "--train.batch_size", "16", "--adam.lr", "1e-3"),
-            *("--ckpt.output_dir", str(tmp_path / name), "--ckpt.path", str(tmp_path / f"{name}_ckpt")),
-            *("--logger.tensorboard_dir", str(tmp_path / f"{name}_tb"), "--logger.wandb.run_name", "run"),
+            *("--ckpt.output_dir", str(out), "--ckpt.path", f"{out}_ckpt"),
+            *("--logger.tensorboard_dir", f"{out}_tb", "--logger.wandb.run_name", "run"),
         ]
-        return run([*command, *flags], env or cpu_env, tmp_path / f"{name}.log")
+        self.run([*command, *flags], out.with_suffix(".log"), env)
+        return read_scalars(Path(f"{out}_tb"))
 
-    return train
+    def ppo_command(self, out: Path, *flags: str) -> list[str]:
+        """`openrlhf.cli.train_ppo_ray`, 4 steps of 8 prompts with 4 responses; the log-probs of vLLM are recorded."""
+        return [
+            *(sys.executable, "-m", "openrlhf.cli.train_ppo_ray"),
+            *("--actor.model_name_or_path", self.world["policy"], "--ds.param_dtype", "fp32"),
+            *("--ds.attn_implementation", "sdpa", "--ds.zero_stage", "2", "--algo.kl.init_coef", "0"),
+            *("--actor.num_gpus_per_node", "1", "--reward.num_gpus_per_node", "1", "--vllm.num_engines", "1"),
+            *("--vllm.sync_backend", "gloo", "--vllm.enforce_eager", "--data.prompt_dataset"),
+            *(self.world["prompts.jsonl"], "--data.input_key", "prompt", "--data.max_len", "32"),
+            *("--rollout.max_new_tokens", "8", "--rollout.batch_size", "8", "--rollout.n_samples_per_prompt", "4"),
+            *("--rollout.micro_batch_size", "8", "--train.batch_size", "32", "--train.micro_batch_size", "8"),
+            *("--train.max_epochs", "2", "--actor.adam.lr", "3e-3", "--actor.lr_scheduler", "constant"),
+            *("--algo.advantage.is_correction_level", "token"),
+            *("--ckpt.output_dir", str(out), "--ckpt.path", f"{out}_ckpt"),
+            *("--logger.tensorboard_dir", f"{out}_tb", "--logger.wandb.run_name", "run"),
+            *flags,
+        ]
+
+    def train_ppo_ray(self, out: Path, *flags: str, env: dict[str, str]) -> dict[str, list[float]]:
+        """Run `ppo_command`; returns its TensorBoard curves."""
+        self.run(self.ppo_command(out, *flags), Path(f"{out}.log"), env)
+        return read_scalars(Path(f"{out}_tb"))
+
+    def read_jsonl(self, path: Path) -> list[dict]:
+        return [json.loads(line) for line in path.read_text().splitlines()]
+
+    def write_jsonl(self, path: Path, rows: list[dict]) -> None:
+        write_jsonl(path, rows)
 
 
 def read_scalars(folder: Path) -> dict[str, list[float]]:
@@ -145,6 +177,27 @@ def read_scalars(folder: Path) -> dict[str, list[float]]:
         for tag in events.Tags()["scalars"]:
             curves.setdefault(tag, []).extend(event.value for event in events.Scalars(tag))
     return curves
+
+
+@pytest.fixture(scope="session")
+def stack(world: World, cpu_env: dict[str, str]) -> Stack:
+    return Stack(world, cpu_env)
+
+
+@pytest.fixture(scope="session")
+def gpm(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A gated GPM, two epochs old."""
+    out = tmp_path_factory.mktemp("rewards") / "gpm"
+    stack.train_rm(out, "--reward_model_type", "gpm", "--gpm.dim", "4", "--train.max_epochs", "2")
+    return out
+
+
+@pytest.fixture(scope="session")
+def bt(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Upstream's Bradley-Terry reward model on the same pairs."""
+    out = tmp_path_factory.mktemp("rewards") / "bt"
+    stack.train_rm(out)
+    return out
 
 
 @pytest.fixture(scope="session")

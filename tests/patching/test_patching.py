@@ -116,7 +116,7 @@ def test_a_stranger_where_the_series_creates_a_file_must_be_deleted_first(site: 
 
 def test_a_missing_file_is_named(site: Path, series: Series):
     (site / "openrlhf/cli/train.py").unlink()
-    with pytest.raises(PatchError, match=r"openrlhf/cli/train\.py is missing; nothing was changed"):
+    with pytest.raises(PatchError, match=r"openrlhf/cli/train\.py is missing; pip install"):
         patching.apply(site / "openrlhf", series)
 
 

@@ -1,0 +1,47 @@
+#!/usr/bin/env bash
+# Align the tiny policy against itself on a CPU: vLLM generates, the GPM of train_gpm.sh scores, DeepSpeed trains, Ray
+# conducts. Two steps in about a minute and a half.
+#
+#   . examples/cpu/env.sh
+#   ray start --head --num-gpus 3 --include-dashboard=false    # logical GPUs, only numbers to Ray: policy, GPM, engine
+#   RAY_ADDRESS=127.0.0.1:6379 examples/cpu/gpo.sh             # LOSS=sppo for SPPO
+#   ray stop
+set -euo pipefail
+here=$(dirname "$0")
+. "$here/env.sh"
+world=${WORLD:-outputs/tiny}
+: "${RAY_ADDRESS:?set RAY_ADDRESS to a running cluster, see the head of this script}"
+
+python -m openrlhf.cli.train_ppo_ray \
+  --actor.model_name_or_path "$world/model" \
+  --reward.model_name_or_path "$world/gpm" \
+  --reward_model_type gpm \
+  --actor.policy_loss_type "${LOSS:-gpo}" \
+  --gpo.beta 1 \
+  --gpm.log_groups "$world/groups" \
+  --rollout.n_samples_per_prompt 8 \
+  --rollout.max_new_tokens 4 \
+  --data.max_len 32 \
+  --data.prompt_dataset "$world/prompts.jsonl" \
+  --data.input_key prompt \
+  --data.apply_chat_template \
+  --train.num_episodes 1 \
+  --rollout.batch_size 4 \
+  --rollout.micro_batch_size 16 \
+  --train.batch_size 32 \
+  --train.micro_batch_size 16 \
+  --actor.adam.lr 1e-3 \
+  --algo.kl.init_coef 0 \
+  --algo.advantage.estimator dr_grpo \
+  --actor.num_gpus_per_node 1 \
+  --reward.num_gpus_per_node 1 \
+  --vllm.num_engines 1 \
+  --vllm.sync_backend gloo \
+  --vllm.enforce_eager \
+  --ds.zero_stage 2 \
+  --ds.param_dtype fp32 \
+  --ds.attn_implementation sdpa \
+  --logger.tensorboard_dir "$world/tensorboard" \
+  --ckpt.output_dir "$world/policy" \
+  --ckpt.path "$world/policy_deepspeed" \
+  "$@"

@@ -1,0 +1,77 @@
+"""The real commands of the quickstart: OpenRLHF's own CLIs and flags, with the sizes of a CPU."""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+KINDS = ("bt", "gpm")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a reader may want to change."""
+
+    seed: int = 0
+    steps: int = 20
+    """GPO iterations: generate, score, update, send the weights to vLLM."""
+    beta: float = 5.0
+    """1 / beta is the size of a step."""
+    groups: int = 24
+    """Groups a prompt and iteration."""
+    responses: int = 12
+    """K, the responses of a group."""
+    update_epochs: int = 8
+    """Passes over an iteration's responses, each one optimiser step."""
+    policy_lr: float = 2e-3
+    reward_epochs: int = 12
+    reward_lr: float = 3e-3
+    planes: int = 3
+    """k: a cycle of 5 whose other pairs are ties needs two planes, and the answer that loses to all a third."""
+
+    @property
+    def batch(self) -> int:
+        """Responses of an iteration, for 3 prompts."""
+        return 3 * self.groups * self.responses
+
+
+def reward_model_command(kind: str, world: Path, out: Path, settings: Settings) -> list[str]:
+    """`openrlhf.cli.train_rm` on the world's comparisons, writing the model to `out`."""
+    gpm = ("--gpm.dim", str(2 * settings.planes), "--gpm.gate", "softmax_scaled", "--gpm.tau", "0.1")
+    return [
+        *(sys.executable, "-m", "openrlhf.cli.train_rm"),
+        *("--reward_model_type", kind, *(gpm if kind == "gpm" else ())),
+        *("--model.model_name_or_path", str(world / "base")),
+        *("--data.dataset", str(world / "pairs.jsonl"), "--data.prompt_key", "prompt", "--data.max_len", "32"),
+        *("--eval.dataset", str(world / "eval.jsonl")),
+        *("--train.batch_size", "128", "--train.micro_batch_size", "128"),
+        *("--train.max_epochs", str(settings.reward_epochs), "--train.seed", str(settings.seed)),
+        *("--adam.lr", str(settings.reward_lr), "--ds.zero_stage", "2"),
+        *("--ds.param_dtype", "fp32", "--ds.attn_implementation", "sdpa"),
+        *("--logger.tensorboard_dir", str(out.parent / "tensorboard"), "--logger.wandb.run_name", out.name),
+        *("--ckpt.output_dir", str(out), "--ckpt.path", str(out / "deepspeed")),
+    ]
+
+
+def alignment_command(kind: str, world: Path, reward: Path, out: Path, settings: Settings) -> list[str]:
+    """`openrlhf.cli.train_ppo_ray` with GPO; the policy after step t is written to `out`/global_step{t}_hf."""
+    return [
+        *(sys.executable, "-m", "openrlhf.cli.train_ppo_ray"),
+        *("--reward_model_type", kind, "--reward.model_name_or_path", str(reward)),
+        *("--actor.model_name_or_path", str(world / "start")),
+        *("--actor.policy_loss_type", "gpo", "--gpo.beta", str(settings.beta)),
+        *("--gpm.log_groups", str(out / "groups")),
+        *("--data.prompt_dataset", str(world / "prompts.jsonl"), "--data.input_key", "prompt"),
+        *("--data.max_len", "32", "--rollout.max_new_tokens", "4"),
+        *("--train.num_episodes", str(settings.steps), "--rollout.batch_size", str(3 * settings.groups)),
+        *("--rollout.n_samples_per_prompt", str(settings.responses), "--rollout.micro_batch_size", "96"),
+        *("--train.batch_size", str(settings.batch), "--train.micro_batch_size", str(settings.batch // 3)),
+        *("--train.max_epochs", str(settings.update_epochs), "--train.seed", str(settings.seed)),
+        *("--actor.adam.lr", str(settings.policy_lr), "--actor.lr_scheduler", "constant"),
+        *("--algo.kl.init_coef", "0", "--algo.advantage.estimator", "dr_grpo"),
+        *("--actor.num_gpus_per_node", "1", "--reward.num_gpus_per_node", "1", "--vllm.num_engines", "1"),
+        *("--vllm.sync_backend", "gloo", "--vllm.enforce_eager"),
+        *("--ds.zero_stage", "2", "--ds.param_dtype", "fp32", "--ds.attn_implementation", "sdpa"),
+        *("--logger.tensorboard_dir", str(out.parent / "tensorboard"), "--logger.wandb.run_name", out.name),
+        *("--ckpt.path", str(out), "--ckpt.save_hf", "--ckpt.disable_ds", "--ckpt.save_steps", "1"),
+        *("--ckpt.output_dir", str(out / "last")),
+    ]

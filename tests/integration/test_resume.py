@@ -1,0 +1,42 @@
+"""A run that is killed in the middle of the Ray loop goes on as if it had not been."""
+
+import os
+import signal
+import subprocess
+
+import pytest
+
+STEP = "train/policy_loss"
+
+
+def test_a_killed_run_resumes_with_the_next_steps_loss(stack, gpm, ray_env, tmp_path):
+    flags = (
+        *("--reward_model_type", "gpm", "--reward.model_name_or_path", str(gpm), "--actor.policy_loss_type", "gpo"),
+        *("--train.full_determinism_enable", "--ckpt.save_steps", "1", "--gpo.beta", "0.5"),
+    )
+    whole = stack.train_ppo_ray(tmp_path / "whole", *flags, env=ray_env)
+
+    command = stack.ppo_command(tmp_path / "cut", *flags)
+    process = subprocess.Popen(
+        command, env=ray_env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if "Global step 3:" in line:  # step 2 is saved, step 3 is not yet or just being
+            os.killpg(process.pid, signal.SIGKILL)
+            break
+    else:
+        pytest.fail(f"the run ended with {process.wait()} before step 3: {''.join(lines[-40:])}")
+    process.wait()
+    latest = (tmp_path / "cut_ckpt" / "_actor" / "latest").read_text()
+    done = int(latest.removeprefix("global_step"))
+    assert done in (2, 3)
+
+    rest = stack.train_ppo_ray(
+        tmp_path / "rest", *flags, "--ckpt.path", str(tmp_path / "cut_ckpt"), "--ckpt.load_enable", env=ray_env
+    )
+    assert len(whole[STEP]) == 4
+    assert len(rest[STEP]) == 4 - done
+    assert rest[STEP] == pytest.approx(whole[STEP][done:], rel=1e-4)
+    assert rest["train/target_q95"] == pytest.approx(whole["train/target_q95"][done:], rel=1e-4)

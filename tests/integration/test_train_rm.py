@@ -1,0 +1,110 @@
+"""Training a GPM by OpenRLHF's own command: cycles are learnt, whatever the stage, ranks, packing or LoRA."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from openrlhf_gpm import GPM
+
+GPM_FLAGS = ("--reward_model_type", "gpm", "--gpm.dim", "4")
+CYCLE = ["w1 w2", "w3 w4", "w5 w6"]  # each beats the next, the last beats the first
+
+
+@pytest.fixture(scope="module")
+def cycle(stack, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("cycle") / "cycle.jsonl"
+    rows = [{"prompt": "w9 ", "chosen": CYCLE[i], "rejected": CYCLE[(i + 1) % 3]} for i in range(3)]
+    stack.write_jsonl(path, rows * 32)
+    return path
+
+
+def test_a_gpm_learns_a_cycle_and_reports_how_it_goes(stack, cycle, tmp_path):
+    data = ("--data.dataset", str(cycle), "--eval.dataset", str(cycle), "--train.max_epochs", "6")
+    curves = stack.train_rm(tmp_path / "gpm", *GPM_FLAGS, *data)
+
+    gpm = GPM.from_pretrained(tmp_path / "gpm")
+    result = gpm.score("w9 ", CYCLE)
+    probs = torch.tensor(result["probs"])
+    assert all(probs[i, (i + 1) % 3] > 0.9 for i in range(3))
+    assert result["cyclic_share"] > 0.9
+    torch.testing.assert_close(torch.tensor(result["von_neumann"]), torch.full((3,), 1 / 3), atol=0.1, rtol=0)
+
+    assert (
+        gpm.config.to_dict() | {"dim": 4, "gate": "softmax_scaled", "tau": 0.1, "max_len": 64} == gpm.config.to_dict()
+    )
+    assert not hasattr(gpm.model.config, "mean")  # a score has no scale to normalise by
+    metrics = {"loss", "acc", "prob", "score_scale", "gate_entropy", "cyclic_share", "grad_norm", "lr"}
+    assert {f"train/{name}" for name in metrics} <= set(curves)
+    assert curves["eval/acc_mean"][-1] == 1.0
+    assert curves["eval/eval_loss"][-1] < 0.1 < curves["train/loss"][0]
+    assert curves["eval/prob"][-1] > 0.9
+    assert curves["eval/cyclic_share"][-1] > 0.5
+
+
+@pytest.mark.parametrize(("stage", "ranks"), [(0, 1), (3, 2)])
+def test_zero_stages_and_ranks_give_the_same_model(stack, gpm, tmp_path, stage, ranks):
+    flags = ("--train.max_epochs", "2", "--ds.zero_stage", str(stage))
+    stack.train_rm(tmp_path / "other", *GPM_FLAGS, *flags, ranks=ranks)
+    here, there = (GPM.from_pretrained(path).score("w1 w2 ", ["w3", "w4 w5"]) for path in (gpm, tmp_path / "other"))
+    assert here["scores"][0][1] != 0.0
+    torch.testing.assert_close(torch.tensor(there["scores"]), torch.tensor(here["scores"]), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(torch.tensor(there["gate"]), torch.tensor(here["gate"]), rtol=1e-4, atol=1e-4)
+
+
+def test_packing_trains_on_the_same_numbers(stack, tmp_path):
+    padded = stack.train_rm(tmp_path / "padded", *GPM_FLAGS)
+    packed = stack.train_rm(tmp_path / "packed", *GPM_FLAGS, "--ds.packing_samples")
+    assert packed["train/loss"] == pytest.approx(padded["train/loss"], abs=1e-4)
+
+
+def test_a_run_resumes_from_its_deepspeed_checkpoint_to_the_same_model(stack, tmp_path):
+    flags = (*GPM_FLAGS, "--ckpt.save_steps", "2")
+    whole = stack.train_rm(tmp_path / "whole", *flags)
+    shutil.copytree(tmp_path / "whole_ckpt", tmp_path / "rest_ckpt")
+    shutil.rmtree(tmp_path / "rest_ckpt" / "global_step4")
+    (tmp_path / "rest_ckpt" / "latest").write_text("global_step2")
+    rest = stack.train_rm(tmp_path / "rest", *flags, "--ckpt.load_enable")
+    assert rest["train/loss"] == pytest.approx(whole["train/loss"][2:], abs=1e-6)
+    one, two = (GPM.from_pretrained(tmp_path / name).model.state_dict() for name in ("whole", "rest"))
+    assert all(torch.allclose(one[name], two[name], atol=1e-6) for name in one)
+
+
+def test_a_lora_checkpoint_scores_as_the_run_evaluated_it(stack, cycle, tmp_path):
+    data = ("--data.dataset", str(cycle), "--eval.dataset", str(cycle), "--train.max_epochs", "6")
+    curves = stack.train_rm(tmp_path / "lora", *GPM_FLAGS, *data, "--ds.lora.rank", "8", "--adam.lr", "1e-2")
+    result = GPM.from_pretrained(tmp_path / "lora").score("w9 ", CYCLE)
+    prob = sum(result["probs"][i][(i + 1) % 3] for i in range(3)) / 3
+    assert curves["eval/acc_mean"][-1] == 1.0
+    assert prob == pytest.approx(curves["eval/prob"][-1], abs=1e-3)
+
+
+def test_a_bad_row_is_named_and_nothing_is_trained(stack, tmp_path):
+    path = tmp_path / "bad.jsonl"
+    stack.write_jsonl(path, [{"prompt": "w1 ", "chosen": "w2", "rejected": "w3"}, {"prompt": "w1 ", "chosen": "w2"}])
+    with pytest.raises(AssertionError, match=r"error: preference data, row 1: .*rejected"):
+        stack.train_rm(tmp_path / "bad", *GPM_FLAGS, "--data.dataset", str(path))
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--gpm.dim", "3"), "--gpm.dim"),
+        (("--gpm.tau", "0"), "--gpm.tau"),
+        (("--gpm.label_smoothing", "0.7"), "--gpm.label_smoothing"),
+        (("--ds.value_head_prefix", "head"), "--ds.value_head_prefix"),
+        (("--ds.ring_attn_size", "2"), "--ds.ring_attn_size"),
+    ],
+)
+def test_a_wrong_flag_ends_in_one_line_and_status_2(flags, message, capsys):
+    from openrlhf.cli.train_rm import parse_args
+
+    common = ("--model.model_name_or_path", "any", "--data.dataset", "any")
+    with pytest.raises(SystemExit) as ended:
+        parse_args([*GPM_FLAGS, *common, *flags])
+    assert ended.value.code == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.startswith("train_rm: error:")
+    assert error.count("\n") == 1
