@@ -57,7 +57,7 @@ def write(folder: Path) -> None:
     tokenizer.save_pretrained(folder / "model")
     pairs = [
         {"prompt": prompt, "chosen": winner, "rejected": loser} for prompt in ROUNDS for winner, loser in BEATS.items()
-    ]
+    ] * 10
     for name, rows in (("pairs", pairs), ("prompts", [{"prompt": prompt} for prompt in ROUNDS])):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 

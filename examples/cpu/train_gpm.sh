@@ -24,12 +24,13 @@ deepspeed --num_gpus "${RANKS:-1}" --module openrlhf.cli.train_rm \
   --data.max_len 32 \
   --train.batch_size 24 \
   --train.micro_batch_size 24 \
-  --train.max_epochs 250 \
+  --train.max_epochs 25 \
   --adam.lr 1e-4 \
   --eval.steps 200 \
   --ds.zero_stage 2 \
   --ds.param_dtype fp32 \
   --ds.attn_implementation sdpa \
+  --logger.logging_steps 10 \
   --logger.tensorboard_dir "$world/tensorboard" \
   --ckpt.output_dir "$world/gpm" \
   --ckpt.path "$world/gpm_deepspeed" \

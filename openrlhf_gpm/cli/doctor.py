@@ -150,9 +150,9 @@ def _ray_cluster() -> Finding:
         return Finding("ray cluster", "fail", f"nothing answers at RAY_ADDRESS={address}: {error}", mend)
     try:
         command = [sys.executable, "-c", RAY_GPUS, address]
-        gpus, nodes = subprocess.run(command, capture_output=True, text=True, timeout=2, check=True).stdout.split()
+        gpus, nodes = subprocess.run(command, capture_output=True, text=True, timeout=5, check=True).stdout.split()
     except (subprocess.SubprocessError, ValueError):
-        return Finding("ray cluster", "ok", f"{address} answers; its GPUs could not be counted within 2 s")
+        return Finding("ray cluster", "ok", f"{address} answers; its GPUs could not be counted within 5 s")
     if gpus == "0":
         mend = "ray start with --num-gpus N (on a CPU these are only numbers): a placement group would wait for ever"
         return Finding("ray cluster", "fail", f"{address}: {nodes} nodes without GPUs", mend)

@@ -92,7 +92,6 @@ def embed_scores(scores: Tensor, compact: bool = False) -> Tensor:
     """
     require_skew(scores, "scores")
     exact = scores.double()
-    exact = (exact - exact.mT) / 2
     K = exact.shape[-1]
     if not compact:
         x = torch.eye(K, dtype=exact.dtype, device=exact.device).expand_as(exact)

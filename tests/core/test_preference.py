@@ -335,6 +335,11 @@ def test_theorem_a_3_survives_repeated_eigenvalues():
     torch.testing.assert_close(group_scores(embed_scores(scores, compact=True)), scores)
 
 
+def test_theorem_a_3_survives_more_planes_than_the_matrix_has_rank():
+    scores = bt_scores(random(20, 9))  # rank 2: three of four planes have an eigenvalue of rounding size, of any sign
+    torch.testing.assert_close(group_scores(embed_scores(scores, compact=True)), scores)
+
+
 # Error messages.
 
 
@@ -362,10 +367,12 @@ def test_scores_that_are_not_square_are_refused():
     for function in (mean_scores, win_rates, embed_scores):
         with pytest.raises(ValueError, match=r"must be \(\.\.\., K, K\).*got \(3, 4\)"):
             function(random(3, 4))
+        with pytest.raises(ValueError, match=r"got \(2, 0, 0\)"):
+            function(random(2, 0, 0))
 
 
 def test_embed_scores_refuses_what_no_embedding_can_reproduce():
     with pytest.raises(ValueError, match="skew-symmetric"):
-        embed_scores(torch.tensor([[0.0, 1.0], [1.0, 0.0]]))
+        embed_scores(torch.tensor([[0.0, 1.0], [-0.999, 0.0]]))
     with pytest.raises(ValueError, match="finite"):
         embed_scores(torch.tensor([[0.0, math.nan], [math.nan, 0.0]]))
