@@ -15,6 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 SPECIAL = ["<pad>", "<s>", "</s>", "<unk>", "<user>", "<assistant>"]
 BEATS = {"rock": "scissors", "scissors": "paper", "paper": "rock"}
+COUNTS = (4, 2, 1)  # comparisons of each pair; were they even, three equal embeddings would be a saddle of the loss
 ROUNDS = [f"round {number}" for number in range(1, 9)]
 TEMPLATE = (
     "{% for message in messages %}{{ '<' + message['role'] + '> ' + message['content'] + ' ' }}{% endfor %}"
@@ -56,8 +57,11 @@ def write(folder: Path) -> None:
     make_model(tokenizer).save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")
     pairs = [
-        {"prompt": prompt, "chosen": winner, "rejected": loser} for prompt in ROUNDS for winner, loser in BEATS.items()
-    ] * 10
+        {"prompt": prompt, "chosen": winner, "rejected": loser}
+        for prompt in ROUNDS
+        for (winner, loser), count in zip(BEATS.items(), COUNTS, strict=True)
+        for _ in range(count)
+    ]
     for name, rows in (("pairs", pairs), ("prompts", [{"prompt": prompt} for prompt in ROUNDS])):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 

@@ -22,11 +22,11 @@ deepspeed --num_gpus "${RANKS:-1}" --module openrlhf.cli.train_rm \
   --data.prompt_key prompt \
   --data.apply_chat_template \
   --data.max_len 32 \
-  --train.batch_size 24 \
-  --train.micro_batch_size 24 \
-  --train.max_epochs 25 \
-  --adam.lr 1e-4 \
-  --eval.steps 200 \
+  --train.batch_size 56 \
+  --train.micro_batch_size 56 \
+  --train.max_epochs 60 \
+  --adam.lr 1e-3 \
+  --eval.steps 60 \
   --ds.zero_stage 2 \
   --ds.param_dtype fp32 \
   --ds.attn_implementation sdpa \

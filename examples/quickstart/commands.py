@@ -23,8 +23,8 @@ class Settings:
     update_epochs: int = 8
     """Passes over an iteration's responses, each one optimiser step."""
     policy_lr: float = 2e-3
-    reward_epochs: int = 12
-    reward_lr: float = 3e-3
+    reward_epochs: int = 10
+    reward_lr: float = 1e-3
     planes: int = 3
     """k: a cycle of 5 whose other pairs are ties needs two planes, and the answer that loses to all a third."""
 
@@ -43,7 +43,7 @@ def reward_model_command(kind: str, world: Path, out: Path, settings: Settings) 
         *("--model.model_name_or_path", str(world / "base")),
         *("--data.dataset", str(world / "pairs.jsonl"), "--data.prompt_key", "prompt", "--data.max_len", "32"),
         *("--eval.dataset", str(world / "eval.jsonl")),
-        *("--train.batch_size", "128", "--train.micro_batch_size", "128"),
+        *("--train.batch_size", "64", "--train.micro_batch_size", "64"),
         *("--train.max_epochs", str(settings.reward_epochs), "--train.seed", str(settings.seed)),
         *("--adam.lr", str(settings.reward_lr), "--ds.zero_stage", "2"),
         *("--ds.param_dtype", "fp32", "--ds.attn_implementation", "sdpa"),

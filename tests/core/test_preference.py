@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -20,7 +20,7 @@ from openrlhf_gpm.core import (
     win_rates,
 )
 
-some = settings(max_examples=40, deadline=None)
+some = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])  # a busy machine
 numbers = st.floats(-30, 30, width=32).map(lambda x: x if abs(x) > 1e-6 else 0.0)  # halves of subnormals round
 
 
@@ -336,7 +336,7 @@ def test_theorem_a_3_survives_repeated_eigenvalues():
 
 
 def test_theorem_a_3_survives_more_planes_than_the_matrix_has_rank():
-    scores = bt_scores(random(20, 9))  # rank 2: three of four planes have an eigenvalue of rounding size, of any sign
+    scores = bt_scores(random(500, 16))  # rank 2: seven of eight planes have an eigenvalue of +-rounding size
     torch.testing.assert_close(group_scores(embed_scores(scores, compact=True)), scores)
 
 

@@ -4,7 +4,7 @@ import math
 from dataclasses import asdict
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from openrlhf_gpm.data import Pair, PairKeys, normalise_pair
@@ -109,6 +109,7 @@ def test_text_is_kept_to_the_last_space():
 texts = st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(str.strip)
 
 
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])  # a busy machine
 @given(st.lists(texts, min_size=1, max_size=4), texts, texts.map(lambda t: t + "x"))
 def test_explicit_and_implicit_prompts_agree(turns, chosen, rejected):
     if chosen == rejected:

@@ -147,7 +147,7 @@ class Stack:
             *(self.world["prompts.jsonl"], "--data.input_key", "prompt", "--data.max_len", "32"),
             *("--rollout.max_new_tokens", "8", "--rollout.batch_size", "8", "--rollout.n_samples_per_prompt", "4"),
             *("--rollout.micro_batch_size", "8", "--train.batch_size", "32", "--train.micro_batch_size", "8"),
-            *("--train.max_epochs", "2", "--actor.adam.lr", "3e-3", "--actor.lr_scheduler", "constant"),
+            *("--train.max_epochs", "2", "--actor.adam.lr", "1e-3", "--actor.lr_scheduler", "constant"),
             *("--algo.advantage.is_correction_level", "token"),
             *("--ckpt.output_dir", str(out), "--ckpt.path", f"{out}_ckpt"),
             *("--logger.tensorboard_dir", f"{out}_tb", "--logger.wandb.run_name", "run"),
@@ -220,5 +220,5 @@ def ray_env(cpu_env: dict[str, str]) -> Iterator[dict[str, str]]:
         pytest.fail(f"ray start exited with {head.wait()}")
     yield cpu_env | {"RAY_ADDRESS": f"127.0.0.1:{port}"}
     os.killpg(head.pid, signal.SIGTERM)
-    head.wait(60)
+    head.communicate(timeout=60)
     shutil.rmtree(folder, ignore_errors=True)

@@ -38,5 +38,5 @@ def test_a_killed_run_resumes_with_the_next_steps_loss(stack, gpm, ray_env, tmp_
     )
     assert len(whole[STEP]) == 4
     assert len(rest[STEP]) == 4 - done
-    assert rest[STEP] == pytest.approx(whole[STEP][done:], rel=1e-4)
-    assert rest["train/target_q95"] == pytest.approx(whole["train/target_q95"][done:], rel=1e-4)
+    assert rest[STEP] == pytest.approx(whole[STEP][done:], rel=1e-5)
+    assert rest["train/target_q95"] == pytest.approx(whole["train/target_q95"][done:], rel=1e-5)
