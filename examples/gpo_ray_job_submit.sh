@@ -5,7 +5,7 @@
 #     examples/gpo_ray_job_submit.sh
 #
 # Every node needs openrlhf-gpm and the patched OpenRLHF: build one image with
-#   pip install "openrlhf-gpm[openrlhf]" && openrlhf-gpm patch apply
+#   pip install ".[openrlhf]" && openrlhf-gpm patch apply
 # A node without them is named before anything is loaded. OUT and REWARD must be on storage that all nodes share.
 set -euo pipefail
 here=$(dirname "$0")

@@ -94,6 +94,8 @@ def compute_metrics(measurements: dict[str, Any], beta: float) -> dict[str, Any]
             "nll": by_size(lambda i, s=scores: expected_nll(GAMES[i], s[i])),
         }
     metrics["bt"]["accuracy_ceiling"] = by_size(lambda i: accuracy_ceiling(GAMES[i]))
+    best = [bt_scores(fit_bradley_terry(torch.tensor(row["wins"]))) for row in measurements["games"]]
+    metrics["bt"]["nll_best"] = by_size(lambda i: expected_nll(GAMES[i], best[i]))
     metrics["truth"] = {"nll": by_size(lambda i: expected_nll(GAMES[i], GAMES[i].scores))}
     for kind in ("gpm", "bt"):
         metrics[f"gpo_{kind}"] = policy_metrics(run_policies(measurements, kind))

@@ -46,6 +46,7 @@ def rows(metrics: dict[str, Any]) -> list[tuple[str, str, list[float], float | N
         ("  best of any reward", "accuracy_ceiling", "bt"),
         ("NLL, nats", "nll", "gpm"),
         ("NLL, nats", "nll", "bt"),
+        ("  maximum likelihood BT", "nll_best", "bt"),
         ("  of the truth itself", "nll", "truth"),
     ):
         who = "" if name.startswith(" ") else {"gpm": "GPM", "bt": "BT"}[model]

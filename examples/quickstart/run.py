@@ -54,7 +54,7 @@ def plan(out: Path, settings: Settings) -> list[Stage]:
             after=(world,),
             progress=r"Train epoch:\s+\d+%\|[^|]*\| (\d+)/",
             unit="epoch",
-            total=settings.reward_epochs,
+            total=settings.reward_epochs(kind),
             clears=(out / kind, out / "tensorboard" / kind),
         )
         for kind in KINDS
@@ -103,7 +103,9 @@ def run(out: Path, settings: Settings) -> None:
     memory.start()
     try:
         for number, stage in enumerate(stages, start=1):
-            label = f"[{number}/{len(stages)}] {stage.title:<40}"
+            label = f"[{number}/{len(stages)}] {stage.title:<42}"
+            if not stage.ray:
+                cluster.stop()
             if stamps.read(stage):
                 print(f"{label}reused", flush=True)
                 continue
