@@ -139,7 +139,7 @@ class ProgressLine:
         now = time.monotonic()
         if self.live:
             print(f"\r\033[K{self.label}{text:<14}{clock(now - self.start)}", end="", flush=True)
-        elif text and now - self.shown >= QUIET:
+        elif now - self.shown >= QUIET:
             print(f"{self.label}{text:<14}{clock(now - self.start)}", flush=True)
             self.shown = now
 
@@ -157,7 +157,7 @@ def run_command(stage: Stage, env: dict[str, str], log: Path, line: ProgressLine
     """Run a stage's command to its end, or raise StageError with the end of its log."""
     pattern = re.compile(stage.progress) if stage.progress else None
     log.parent.mkdir(parents=True, exist_ok=True)
-    start, done, read = time.monotonic(), "", 0
+    start, done, read = time.monotonic(), "starting", 0
     with log.open("wb") as out:
         process = subprocess.Popen(
             stage.command,
