@@ -69,18 +69,29 @@ def hash_files(path: Path) -> str:
 
 
 class Stamps:
-    """What is known about finished stages: DIR/NAME.json with digest, seconds and peak_memory_gb."""
+    """What is known about finished stages: DIR/NAME.json with digest, run, after, seconds and peak_memory_gb.
+
+    `run` tells two runs with the same inputs apart, for their results may differ a little; `after` holds the runs
+    that this one read.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
+    def _load(self, stage: Stage) -> dict[str, Any]:
+        path = self.folder / f"{stage.name}.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+    def _read_runs(self, stage: Stage) -> dict[str, int | None]:
+        return {before.name: self._load(before).get("run") for before in stage.after}
+
     def read(self, stage: Stage) -> dict[str, Any] | None:
         """The stamp of a stage that need not run again, else None."""
-        path = self.folder / f"{stage.name}.json"
-        if not path.exists() or not all(output.exists() for output in stage.outputs):
+        stamp = self._load(stage)
+        if not stamp or not all(output.exists() for output in stage.outputs):
             return None
-        stamp: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return stamp if stamp["digest"] == stage.digest() else None
+        unchanged = stamp["digest"] == stage.digest() and stamp.get("after") == self._read_runs(stage)
+        return stamp if unchanged else None
 
     def remove(self, stage: Stage) -> None:
         """Forget a stage: it is about to run."""
@@ -88,7 +99,13 @@ class Stamps:
 
     def write(self, stage: Stage, digest: str, seconds: float, peak_gb: float) -> None:
         """Record a finished stage. digest: from before it ran, in case a source was edited since."""
-        stamp = {"digest": digest, "seconds": round(seconds, 1), "peak_memory_gb": round(peak_gb, 2)}
+        stamp = {
+            "digest": digest,
+            "run": time.time_ns(),
+            "after": self._read_runs(stage),
+            "seconds": round(seconds, 1),
+            "peak_memory_gb": round(peak_gb, 2),
+        }
         write_atomically(self.folder / f"{stage.name}.json", json.dumps(stamp))
 
 
