@@ -69,7 +69,12 @@ def _check_common(args: SimpleNamespace) -> None:
 
 def _check_gpm_reward(args: SimpleNamespace) -> None:
     _check_common(args)
-    GPMConfig.from_pretrained_config(AutoConfig.from_pretrained(args.reward.model_name_or_path))
+    try:
+        config = AutoConfig.from_pretrained(args.reward.model_name_or_path)
+    except OSError as error:
+        path = args.reward.model_name_or_path
+        raise ValueError(f"--reward.model_name_or_path {path} is no model that can be read: give a GPM") from error
+    GPMConfig.from_pretrained_config(config)
     if args.data.label_key:
         raise ValueError("--data.label_key has no use with --reward_model_type gpm: the GPM judges; remove the flag")
     if args.reward.normalize_enable:

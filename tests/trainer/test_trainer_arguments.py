@@ -80,6 +80,13 @@ def test_a_bradley_terry_checkpoint_is_not_taken_for_a_gpm(align, tmp_path, caps
     assert "bt" in capsys.readouterr().err
 
 
+def test_a_reward_model_that_is_not_there_is_named(align, tmp_path, capsys):
+    with pytest.raises(SystemExit) as ended:
+        align(reward=str(tmp_path / "nothing"))
+    assert ended.value.code == 2
+    assert "--reward.model_name_or_path" in capsys.readouterr().err
+
+
 def test_gpo_needs_no_critic_and_keeps_the_other_flags(align):
     args = align("--reward.clip_range", "-1", "1")
     assert args.critic.model_name_or_path is None
