@@ -1,0 +1,198 @@
+"""Checks of single values of a row; each raises BadRow with the name of the value and what is wrong with it."""
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from decimal import Decimal
+from typing import Any
+
+from openrlhf_gpm.data.records import BadRow, Message, Prompt
+
+SHOWN = 40  # characters of a user's value in a message
+SHOWN_NAMES = 16  # columns
+MAX_DEPTH = 64  # of nested values
+MAX_RESPONSES = 1000  # of a group: all of its pairs are kept in memory
+
+
+def plain(value: Any, depth: int = 0) -> Any:
+    """The value in plain Python: arrays and numpy or pyarrow scalars become lists and numbers, Decimal a float."""
+    if value is None or isinstance(value, (str, bool, int, float)):
+        item = getattr(value, "item", None)  # numpy.float64 is a float, numpy.str_ a str
+        return value if item is None else item()
+    if depth > MAX_DEPTH:
+        raise BadRow("nested too deeply", f"values are nested more than {MAX_DEPTH} deep; flatten the row")
+    if isinstance(value, Mapping):
+        return {key: plain(item, depth + 1) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item, depth + 1) for item in value]
+    if isinstance(value, Decimal):
+        return float(value)
+    for method in ("tolist", "as_py"):  # numpy's and pyarrow's
+        if hasattr(value, method):
+            return plain(getattr(value, method)(), depth + 1)
+    return value
+
+
+def plain_row(row: Any, form: str) -> dict[str, Any]:
+    """The row as a dict of plain values; `form` ends the message when the row is no object."""
+    if not isinstance(row, Mapping):
+        raise BadRow("not an object", f"expected a JSON object, got {type_of(row)}; {form}")
+    return {name: plain(value) for name, value in row.items()}
+
+
+def text_of(value: Any, name: str) -> str:
+    """`value` if it is text that can be encoded."""
+    if not isinstance(value, str):
+        raise BadRow("wrong type", f"{name} must be text, got {type_of(value)}")
+    if not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:  # a tokenizer would fail on it with a message that names no row
+            raise BadRow(
+                "broken text", f"{name} has half a surrogate pair at character {error.start}; repair the text"
+            ) from error
+    return value
+
+
+def messages_of(value: Any, name: str) -> list[Message]:
+    """A copy of a list of messages without their null fields."""
+    if not isinstance(value, list):
+        raise BadRow("wrong type", f"{name!r} must be text or a list of messages, got {type_of(value)}")
+    if not value:
+        raise BadRow("empty list", f"{name!r} is an empty list of messages")
+    for i, message in enumerate(value):
+        if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
+            raise BadRow("wrong type", f"{name!r}[{i}] must be a message, {{'role': text, 'content': text}}")
+        text_of(message["role"], f"'role' of {name!r}[{i}]")
+        text_of(message.get("content"), f"'content' of {name!r}[{i}]")
+        if len(message) > 2:
+            json_of(dict(message), f"{name!r}[{i}]")
+    return [{key: item for key, item in message.items() if item is not None} for message in value]
+
+
+def prompt_of(value: Any, name: str) -> Prompt:
+    """Text, or messages that do not end with the assistant's."""
+    if isinstance(value, str):
+        return text_of(value, repr(name))
+    messages = messages_of(value, name)
+    if messages[-1]["role"] == "assistant":
+        raise BadRow(
+            "wrong roles", f"{name!r} must not end with an assistant message: that is the response; move it there"
+        )
+    return messages
+
+
+def split_response(value: Any, name: str) -> tuple[list[Message] | None, str]:
+    """Split a response into the messages before it (None for plain text) and its text.
+
+    A response is text, {"response": text}, one assistant message, or messages that end with the assistant's.
+    """
+    if isinstance(value, Mapping) and "response" in value:
+        value = value["response"]
+    if isinstance(value, str):
+        return None, text_of(value, repr(name))
+    messages = messages_of([value] if isinstance(value, Mapping) else value, name)
+    if messages[-1]["role"] != "assistant":
+        raise BadRow(
+            "wrong roles", f"{name!r} must end with an assistant message, got role {shown(messages[-1]['role'])}"
+        )
+    return messages[:-1], messages[-1]["content"]
+
+
+def texts_of(value: Any, name: str, forms: str) -> list[str]:
+    """The texts of K >= 1 responses, none empty, from a list; `forms` ends the message when it is none."""
+    if not isinstance(value, list):
+        raise BadRow("wrong type", f"{name!r} must be a list of texts, got {type_of(value)}; {forms}")
+    if not 1 <= len(value) <= MAX_RESPONSES:
+        raise BadRow("group size", f"{name!r} has {len(value)} responses; give 1 to {MAX_RESPONSES}")
+    texts = []
+    for i, item in enumerate(value):
+        lead, text = split_response(item, f"{name}[{i}]")
+        if lead:
+            raise BadRow("wrong type", f"'{name}[{i}]' is a conversation; leave only the last assistant message in it")
+        if not text.strip():
+            raise BadRow("empty response", f"'{name}[{i}]' is an empty response; drop the row or fill it")
+        texts.append(text)
+    return texts
+
+
+def number_of(value: Any, name: str, remedy: str) -> float:
+    """A finite float."""
+    try:
+        if isinstance(value, (int, float)) and math.isfinite(value):
+            return float(value)
+    except OverflowError:  # an int beyond any float
+        pass
+    raise BadRow("not a finite number", f"{name} must be a finite number, got {shown(value)}; {remedy}")
+
+
+def label_of(value: Any, name: str = "'label'", first: str = "chosen", second: str = "rejected") -> float:
+    """A probability."""
+    label = number_of(value, name, "leave it out for 1")
+    if not 0 <= label <= 1:
+        raise BadRow(
+            "label outside [0, 1]",
+            f"{name} must be in [0, 1], the probability that {first} beats {second}, got {shown(value)}",
+        )
+    return label
+
+
+def comparison_of(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Columns label (default 1, or the probability that belongs to log_odds), margin (0) and log_odds (None)."""
+    log_odds, label, margin = (row.get(name) for name in ("log_odds", "label", "margin"))
+    if log_odds is not None:
+        log_odds = number_of(log_odds, "'log_odds'", "leave it out where there is none")
+    if label is not None:
+        label = label_of(label)
+    elif log_odds is None:
+        label = 1.0
+    else:
+        label = 1 / (1 + math.exp(-log_odds)) if log_odds > -700 else 0.0
+    margin = 0.0 if margin is None else number_of(margin, "'margin'", "leave it out for 0")
+    return {"label": label, "margin": margin, "log_odds": log_odds}
+
+
+def json_of(value: Any, name: str) -> Any:
+    """`value` if it can be written as JSON again."""
+    try:
+        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+    except (TypeError, ValueError):
+        raise BadRow("not JSON", f"{name} cannot be written as JSON: give texts, finite numbers or null") from None
+    return value
+
+
+def id_of(row: Mapping[str, Any]) -> Any:
+    value = row.get("id")
+    return value if value is None or isinstance(value, int) else json_of(value, "'id'")
+
+
+def subset_of(row: Mapping[str, Any]) -> str | None:
+    value = row.get("subset")
+    if value is None:
+        return None
+    return text_of(str(value) if isinstance(value, (int, float)) else value, "'subset'")
+
+
+def names_of(row: Mapping[str, Any]) -> str:
+    """The columns that hold something, for a message."""
+    names = [name for name, value in row.items() if value is not None]
+    more = f" and {len(names) - SHOWN_NAMES} more" if len(names) > SHOWN_NAMES else ""
+    return listed(names[:SHOWN_NAMES]) + more or "nothing"
+
+
+def listed(names: Iterable[Any]) -> str:
+    return ", ".join(n if (n := str(name)).isprintable() and len(n) <= SHOWN else shown(n) for name in names)
+
+
+def shown(value: Any) -> str:
+    """A value of the user's as it may stand in a message: short and printable."""
+    if isinstance(value, (str, int, float)) or value is None:
+        text = repr(value[: SHOWN + 1]) if isinstance(value, str) else repr(value)
+        return text if len(text) <= SHOWN + 2 else f"{text[:SHOWN]}..."
+    return type_of(value)
+
+
+def type_of(value: Any) -> str:
+    """The JSON name of a value's type."""
+    names = {dict: "an object", list: "a list", str: "text", bool: "a boolean", type(None): "null"}
+    return names.get(type(value), "a number" if isinstance(value, (int, float)) else type(value).__name__)

@@ -1,0 +1,100 @@
+"""Preference data from files: rows read, normalised, and the bad ones refused or counted."""
+
+from collections.abc import Callable, Iterator, Mapping
+from os import PathLike
+from typing import Any, TypeVar
+
+from openrlhf_gpm.data.groups import normalise_group, normalise_preference
+from openrlhf_gpm.data.records import BadRow, Group, PairKeys, PreferenceGroup
+from openrlhf_gpm.data.report import BadRows
+from openrlhf_gpm.data.rows import decode_line, raw_rows
+
+T = TypeVar("T")
+
+
+def read_preferences(
+    path: str | PathLike[str],
+    keys: PairKeys | None = None,
+    on_bad: str = "refuse",
+    report: BadRows | None = None,
+    max_chars: int | None = None,
+) -> Iterator[tuple[str, PreferenceGroup]]:
+    """Preference groups of a file or dataset in any accepted form: yields (where, group) in order, lazily.
+
+    on_bad: "refuse" raises ValueError "where: what is wrong" at the first bad row; "skip" leaves bad rows out and
+        notes them in `report`. A file that cannot be read raises in either case.
+    report: counts rows, good and bad.
+    max_chars: rows whose prompt with its longest response has more characters are bad; None: any length.
+    """
+
+    return read_with(path, preference_reader(keys, max_chars), on_bad, report)
+
+
+def preference_reader(
+    keys: PairKeys | None = None, max_chars: int | None = None
+) -> Callable[[Mapping[str, Any]], PreferenceGroup]:
+    """`normalise_preference` that also refuses rows of more than `max_chars` characters."""
+
+    def read(row: Mapping[str, Any]) -> PreferenceGroup:
+        group = normalise_preference(row, keys)
+        if max_chars is not None and (length := longest(group)) > max_chars:
+            raise BadRow("over-long", f"prompt and response have {length} characters, more than {max_chars}")
+        return group
+
+    return read
+
+
+def read_with(
+    path: str | PathLike[str], normalise: Callable[[Any], T], on_bad: str = "refuse", report: BadRows | None = None
+) -> Iterator[tuple[str, T]]:
+    """`read_preferences` for any normaliser of rows that raises ValueError."""
+    if on_bad not in ("refuse", "skip"):
+        raise ValueError(f"on_bad must be 'refuse' or 'skip', got {on_bad!r}")
+    report = BadRows() if report is None else report
+    return _read(path, normalise, on_bad, report)
+
+
+def _read(
+    path: str | PathLike[str], normalise: Callable[[Any], T], on_bad: str, report: BadRows
+) -> Iterator[tuple[str, T]]:
+    for where, row in raw_rows(path):
+        report.rows += 1
+        try:
+            if isinstance(row, BadRow):
+                raise row
+            item = normalise(row)
+        except ValueError as error:
+            report.add(where, error)
+            if on_bad == "refuse":
+                raise ValueError(f"{where}: {error}") from error
+        else:
+            yield where, item
+
+
+def longest(group: PreferenceGroup) -> int:
+    """Characters of the prompt with the longest response."""
+    return prompt_chars(group) + max(map(len, group.responses))
+
+
+def prompt_chars(group: PreferenceGroup) -> int:
+    """Characters of the prompt; of messages, their contents."""
+    if isinstance(group.prompt, str):
+        return len(group.prompt)
+    return sum(len(message["content"]) for message in group.prompt)
+
+
+def read_groups(path: str | PathLike[str]) -> Iterator[tuple[int, Group]]:
+    """Read a JSONL file of groups, one a line: yields (line number from 1, Group) in file order; skips blank lines.
+
+    Raises ValueError that starts with file:line for a line that is not UTF-8, not JSON or not a group. Lazy: the
+    error comes when its line is reached.
+    """
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, start=1):
+            if line.strip() in (b"", b"\xef\xbb\xbf"):
+                continue
+            try:
+                group = normalise_group(decode_line(line, first=number == 1))
+            except ValueError as error:
+                raise ValueError(f"{path}:{number}: {error}") from error
+            yield number, group

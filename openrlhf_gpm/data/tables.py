@@ -1,0 +1,118 @@
+"""Rows of tables: parquet, CSV, TSV, and the datasets that `datasets` loads by name. rows.py calls these."""
+
+import csv
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from openrlhf_gpm.data.fields import shown
+from openrlhf_gpm.data.records import BadRow
+
+JSON_COLUMNS = (
+    "responses",
+    "completions",
+    "scores",
+    "ranks",
+    "comparisons",
+    "ratings",
+    "prompt",
+    "chosen",
+    "rejected",
+)
+NUMBER_COLUMNS = ("label", "margin", "log_odds")
+BATCH = 256  # parquet rows in memory at a time
+
+
+def parquet_rows(path: Any) -> Iterator[tuple[str, Any]]:
+    """Rows of a parquet file, a batch of them in memory at a time."""
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise ValueError(f"{path}: reading parquet needs pyarrow (pip install pyarrow)") from error
+    number = 0
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(BATCH):
+                for row in _batch_rows(batch):
+                    number += 1
+                    yield f"{path}, row {number}", row
+    except (pyarrow.ArrowException, OSError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"{path} is a broken parquet file ({reason}); fetch it again") from error
+
+
+def _batch_rows(batch: Any) -> Iterator[Any]:
+    try:
+        rows = batch.to_pylist()
+    except (ValueError, OverflowError):  # text that is not UTF-8, a date beyond Python's: find the rows
+        rows = [_row_of(batch.slice(i, 1)) for i in range(len(batch))]
+    yield from rows
+
+
+def _row_of(batch: Any) -> Any:
+    try:
+        return batch.to_pylist()[0]
+    except UnicodeDecodeError as error:
+        return BadRow("not UTF-8", f"text that is not UTF-8 ({error.reason})")
+    except (ValueError, OverflowError) as error:
+        return BadRow("wrong type", f"a value that Python cannot hold ({error})")
+
+
+def csv_rows(path: Any) -> Iterator[tuple[str, Any]]:
+    """Rows of a CSV or TSV file with a header. Empty cells are absent; JSON lists and numbers are read as such."""
+    tabs = str(path).lower().endswith(".tsv")
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file, delimiter="\t" if tabs else ",", strict=True)
+            names = reader.fieldnames or []
+            if len(set(names)) != len(names):
+                twice = next(name for name in names if names.count(name) > 1)
+                raise ValueError(f"{path}: the header names the column {shown(twice)} twice")
+            for number, row in enumerate(reader, start=1):
+                yield f"{path}, row {number}", _csv_row(row)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not UTF-8 ({error.reason}); convert the file to UTF-8") from error
+    except csv.Error as error:
+        raise ValueError(f"{path}: broken CSV ({error}); JSON lines hold any text") from error
+
+
+def _csv_row(row: dict[Any, Any]) -> Any:
+    if None in row:
+        return BadRow("wrong number of cells", "the row has more cells than the header; quote texts that hold commas")
+    return {name: _cell(name, text) for name, text in row.items() if text not in (None, "")}
+
+
+def _cell(name: str, text: str) -> Any:
+    if name in NUMBER_COLUMNS:
+        try:
+            return float(text)
+        except ValueError:
+            return text
+    if name in JSON_COLUMNS and text[:1] in ("[", "{"):
+        try:
+            return json.loads(text)
+        except (ValueError, RecursionError):  # a text that happens to start with a bracket
+            return text
+    return text
+
+
+def dataset_rows(name: Any) -> Iterator[tuple[str, Any]]:
+    """Rows of "name" or "name:split"; without a split the only one, or train."""
+    try:
+        import datasets
+    except ImportError as error:
+        raise ValueError(f"{name} is no file, and loading it by name needs datasets (pip install datasets)") from error
+    path, _, split = str(name).partition(":")
+    try:
+        loaded = datasets.load_dataset(path, split=split or None)
+    except Exception as error:  # whatever the hub, the network or the dataset's files raise
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"{name} is neither a file nor a dataset that can be loaded ({reason})") from error
+    if isinstance(loaded, dict):
+        if len(loaded) > 1 and "train" not in loaded:
+            raise ValueError(f"{name} has several splits: name one, as in {path}:{next(iter(loaded))}")
+        split = "train" if "train" in loaded else next(iter(loaded))
+        loaded = loaded[split]
+    for number, row in enumerate(loaded, start=1):
+        yield f"{name}, row {number}", row
