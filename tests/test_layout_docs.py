@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from openrlhf_gpm.cli.main import build_parser
+from openrlhf_gpm.cli.main import COMMANDS, build_parser
 
 ROOT = Path(__file__).parents[1]
 PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]
@@ -25,7 +25,7 @@ def flags() -> set[str]:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_flag_on_a_page_exists(page: Path, flags: set[str]):
-    ours = {option for name in ("score", "doctor", "patch") for option in re.findall(r"--\w+", help_of(name))}
+    ours = {option for name in COMMANDS for option in re.findall(r"--\w+", help_of(name))}
     named = set(re.findall(r"--[a-z]+[._][\w.]*\w", page.read_text(encoding="utf-8")))
     assert named - flags - ours == set()
 
@@ -33,7 +33,9 @@ def test_every_flag_on_a_page_exists(page: Path, flags: set[str]):
 def help_of(name: str) -> str:
     subparsers = build_parser([name])._subparsers
     assert subparsers is not None
-    return subparsers._group_actions[0].choices[name].format_help()  # type: ignore[union-attr, call-overload]
+    parser = subparsers._group_actions[0].choices[name]  # type: ignore[union-attr, call-overload]
+    actions = parser._subparsers._group_actions[0].choices.values() if parser._subparsers else []
+    return "\n".join(each.format_help() for each in (parser, *actions))
 
 
 def test_the_user_guide_explains_every_flag_of_ours(flags: set[str]):

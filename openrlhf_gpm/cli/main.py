@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 
 from openrlhf_gpm import __version__
 
-COMMANDS = ("score", "patch", "doctor")
+COMMANDS = ("score", "eval", "convert", "data", "patch", "doctor")
 
 DESCRIPTION = "General Preference Models (arXiv:2410.02197) for OpenRLHF: reward models that can express cycles."
 

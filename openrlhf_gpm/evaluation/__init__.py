@@ -1,0 +1,1 @@
+"""How good a preference model is: pairs, RewardBench, cycles, groups."""

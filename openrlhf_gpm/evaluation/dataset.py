@@ -1,0 +1,192 @@
+"""Evaluation data: rows of any accepted form, and the groups that are really scored.
+
+Rows of one prompt share responses (a cycle of three answers is three rows), so they are merged into one group that
+embeds each response once; every row keeps its comparisons, its subset and its place in that group.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from openrlhf_gpm.data import (
+    BadRow,
+    BadRows,
+    Comparison,
+    PairKeys,
+    PreferenceGroup,
+    merge_prompts,
+    normalise_group,
+    normalise_preference,
+    read_with,
+)
+from openrlhf_gpm.data.fields import subset_of
+from openrlhf_gpm.data.prompts import prompt_key
+from openrlhf_gpm.evaluation.cycles import Outcomes
+from openrlhf_gpm.evaluation.metrics import Comparisons, sigmoid
+from openrlhf_gpm.evaluation.rewardbench import SUBSETS_V2, Item
+from openrlhf_gpm.models.formatting import Formatter
+
+SPLITS = {"allenai/reward-bench": "filtered", "allenai/reward-bench-2": "test"}
+"""The split to read of a dataset that is given by name."""
+
+COMPARED_BY = ("chosen", "scores", "ranks", "comparisons", "ratings")
+"""Columns that compare responses; a row with none of them is a group to be looked at."""
+
+Scores = Sequence[NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """What one --data argument holds."""
+
+    name: str
+    """Short, for columns and file names."""
+
+    source: str
+
+    rows: list[PreferenceGroup]
+    """As written, in their order. A row may have no comparisons: responses to be looked at as a group only."""
+
+    groups: list[PreferenceGroup]
+    """What models score: the rows, or one group for all rows of a prompt."""
+
+    places: list[tuple[int, list[int]]]
+    """For each row the index of its group, and there the index of each of its responses."""
+
+    skipped: str | None = None
+    """Which rows were left out and why."""
+
+    def row_scores(self, scores: Scores, row: int) -> NDArray[Any]:
+        """The scores between the responses of a row, from those of the groups: (K, K)."""
+        group, index = self.places[row]
+        return np.asarray(scores[group])[np.ix_(index, index)]
+
+
+def read_dataset(
+    source: str,
+    keys: PairKeys | None = None,
+    merge: bool = True,
+    bad_rows: str = "refuse",
+    max_rows: int | None = None,
+    formatters: Mapping[str, Formatter] | None = None,
+    name: str | None = None,
+) -> Dataset:
+    """Read a file, or a dataset by name, for evaluation.
+
+    merge: score the rows of one prompt as one group. bad_rows: "refuse" the first bad row with a ValueError that names
+    it, or "skip" and count. max_rows: take the first so many usable rows. formatters: of the models by name; a row
+    that one of them cannot encode is bad for all, so that all are measured on the same rows.
+
+    Raises ValueError for a bad row, for no usable row at all, and as `read_rows` does.
+    """
+
+    def usable(row: Any) -> PreferenceGroup:
+        group = to_group(row, keys)
+        _check_lengths(group, formatters or {})
+        return group
+
+    split = SPLITS.get(source) if not Path(source).exists() else None
+    report = BadRows()
+    reader = read_with(f"{source}:{split}" if split else source, usable, bad_rows, report)
+    rows = [group for _, group in islice(reader, max_rows)]
+    if not rows:
+        raise ValueError(f"--data {source} holds nothing to evaluate: {report.summary()}")
+    groups, places = merged(rows) if merge else (rows, [(i, [*range(len(r.responses))]) for i, r in enumerate(rows)])
+    return Dataset(name or source, source, rows, groups, places, report.summary() if report.count else None)
+
+
+def to_group(row: Any, keys: PairKeys | None = None) -> PreferenceGroup:
+    """A row as a group: any form of `normalise_preference`, or responses that are not compared (no comparisons then).
+
+    Raises ValueError that says what is wrong with the row.
+    """
+    if isinstance(row, Mapping) and row.get("responses") is not None and all(row.get(c) is None for c in COMPARED_BY):
+        group = normalise_group(row)
+        return PreferenceGroup(group.prompt, group.responses, [], group.id, subset_of(row))
+    return normalise_preference(row, keys)
+
+
+def merged(rows: Sequence[PreferenceGroup]) -> tuple[list[PreferenceGroup], list[tuple[int, list[int]]]]:
+    """One group for all rows of a prompt, each response once; and the place of each row (see `Dataset.places`)."""
+    groups = merge_prompts(rows)  # in order of first appearance
+    index: dict[str, int] = {}
+    position = [{response: i for i, response in enumerate(group.responses)} for group in groups]
+    places = []
+    for row in rows:
+        group = index.setdefault(prompt_key(row.prompt, row.responses), len(index))
+        places.append((group, [position[group][response] for response in row.responses]))
+    return groups, places
+
+
+def comparisons(datasets: Sequence[Dataset], scores: Sequence[Scores]) -> Comparisons:
+    """All comparisons of several datasets with the scores that a model gives their groups. Equal prompts are one."""
+    numbers: dict[str, int] = {}
+    values, labels, prompts, subsets = [], [], [], []
+    for dataset, of_groups in zip(datasets, scores, strict=True):
+        for row, (group, index) in zip(dataset.rows, dataset.places, strict=True):
+            prompt = numbers.setdefault(prompt_key(row.prompt, row.responses), len(numbers))
+            for c in row.comparisons:
+                values.append(float(of_groups[group][index[c.first], index[c.second]]))
+                labels.append(c.label)
+                prompts.append(prompt)
+                subsets.append(row.subset)
+    return Comparisons(np.array(values, float), np.array(labels, float), np.array(prompts, np.int64), subsets)
+
+
+def outcomes(datasets: Sequence[Dataset], scores: Sequence[Scores], subset: str | None = None) -> list[Outcomes]:
+    """The decided comparisons of every group, of all rows or of one subset's."""
+    found = []
+    for dataset, of_groups in zip(datasets, scores, strict=True):
+        edges: list[list[tuple[int, int]]] = [[] for _ in dataset.groups]
+        for row, (group, index) in zip(dataset.rows, dataset.places, strict=True):
+            if subset is None or row.subset == subset:
+                edges[group] += [(index[b], index[w]) for b, w in map(_decided, row.comparisons) if b != w]
+        for members, pairs, matrix in zip(dataset.groups, edges, of_groups, strict=True):
+            better, worse = [b for b, _ in pairs], [w for _, w in pairs]
+            wins = [bool(np.isfinite(matrix[b, w]) and matrix[b, w] > 0) for b, w in pairs]
+            found.append(Outcomes(len(members.responses), better, worse, wins))
+    return found
+
+
+def rewardbench2_items(datasets: Sequence[Dataset], scores: Sequence[Scores], win_rate: bool = False) -> list[Item]:
+    """The rows that are items of RewardBench 2, with the standing of each response in its group.
+
+    The standing is the mean over all K responses, itself included, of the score (or of its probability): for a
+    Bradley-Terry model that is the reward up to a constant, and so the published rule; the mean over the K - 1 others
+    would stretch small groups. An item of Ties has an id like "tied:5"; any other has one right and three wrong.
+    """
+    items = []
+    for dataset, of_groups in zip(datasets, scores, strict=True):
+        for i, row in enumerate(dataset.rows):
+            right = sorted({c.first for c in row.comparisons if c.label > 0.5})
+            wrong = sorted({c.second for c in row.comparisons if c.label > 0.5})
+            tie = row.subset == "Ties" and isinstance(row.id, str) and re.fullmatch(r"(ref|tied):.+", row.id)
+            if row.subset not in SUBSETS_V2 or not right or not (tie or (len(right), len(wrong)) == (1, 3)):
+                continue
+            matrix = dataset.row_scores(of_groups, i)
+            standing = (sigmoid(matrix) if win_rate else matrix).mean(1).tolist()
+            items.append(Item(str(row.id), row.subset, [standing[r] for r in right], [standing[w] for w in wrong]))
+    return items
+
+
+def _check_lengths(group: PreferenceGroup, formatters: Mapping[str, Formatter]) -> None:
+    for name, formatter in formatters.items():
+        for response in group.responses:
+            try:
+                formatter.encode(group.prompt, response)
+            except ValueError as error:
+                raise BadRow("not encodable", f"model {name}: {error}") from error
+
+
+def _decided(comparison: Comparison) -> tuple[int, int]:
+    """(better, worse); twice the same where the label is 1/2."""
+    if comparison.label == 0.5:
+        return comparison.first, comparison.first
+    first = comparison.label > 0.5
+    return (comparison.first, comparison.second) if first else (comparison.second, comparison.first)

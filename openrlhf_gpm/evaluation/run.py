@@ -1,0 +1,162 @@
+"""From models and data to metrics.json, report.md and plots: what `openrlhf-gpm eval` does, callable."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from openrlhf_gpm.evaluation import metrics, report
+from openrlhf_gpm.evaluation.cycles import cyclic_metrics
+from openrlhf_gpm.evaluation.dataset import Dataset, Scores, comparisons, outcomes, rewardbench2_items
+from openrlhf_gpm.evaluation.groups import group_metrics
+from openrlhf_gpm.evaluation.models import LongerWins
+from openrlhf_gpm.evaluation.rewardbench import rewardbench, rewardbench2
+from openrlhf_gpm.evaluation.store import write
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How metrics are computed; none of it changes a score."""
+
+    bins: int = metrics.BINS
+    """Equal-width bins of [1/2, 1] for the calibration error."""
+
+    bootstrap: int = metrics.DRAWS
+    """Samples of prompts behind each 95 % interval; 0 for no intervals."""
+
+    seed: int = 0
+
+    group_score: str = "mean_score"
+    """RewardBench 2: a response's standing in its group, "mean_score" (log-odds) or "win_rate" (probability)."""
+
+    plots: bool = True
+
+    def __post_init__(self) -> None:
+        if self.bins < 1:
+            raise ValueError(f"--bins must be >= 1, got {self.bins}")
+        if self.bootstrap < 0:
+            raise ValueError(f"--bootstrap must be >= 0, got {self.bootstrap}; 0 leaves the intervals out")
+        if self.seed < 0:
+            raise ValueError(f"--seed must be >= 0, got {self.seed}")
+        if self.group_score not in ("mean_score", "win_rate"):
+            raise ValueError(f"--group_score must be 'mean_score' or 'win_rate', got {self.group_score!r}")
+
+
+def evaluate(datasets: Sequence[Dataset], scores: Sequence[Scores], settings: Settings) -> dict[str, Any]:
+    """All metrics of one model: `scores[d][g]` (K, K) of group g of dataset d -> a dict ready for JSON.
+
+    Keys: those of `pair_metrics` over all data together; `by_data`, the same for each dataset where there are several;
+    and where the data has them `rewardbench`, `rewardbench2`, `cyclic` and `groups`.
+    """
+    result = _metrics(datasets, scores, settings)
+    if len(datasets) > 1:
+        parts = zip(datasets, scores, strict=True)
+        result["by_data"] = {data.name: _metrics([data], [part], settings) for data, part in parts}
+    return result
+
+
+def _metrics(datasets: Sequence[Dataset], scores: Sequence[Scores], settings: Settings) -> dict[str, Any]:
+    table = comparisons(datasets, scores)
+    result = metrics.pair_metrics(table, settings.bins, settings.bootstrap, settings.seed)
+    items = rewardbench2_items(datasets, scores, settings.group_score == "win_rate")
+    parts = {
+        "rewardbench": rewardbench(result["by_subset"]),
+        "rewardbench2": rewardbench2(items),
+        "cyclic": cyclic_metrics(outcomes(datasets, scores)),
+        "groups": group_metrics([matrix for of_groups in scores for matrix in of_groups]),
+    }
+    if parts["cyclic"]:
+        found = {name: cyclic_metrics(outcomes(datasets, scores, name)) for name in result["by_subset"]}
+        parts["cyclic"]["by_subset"] = {name: row for name, row in found.items() if row}
+    return result | {name: part for name, part in parts.items() if part}
+
+
+def longer_wins(datasets: Sequence[Dataset]) -> list[Scores]:
+    """The scores of the length baseline."""
+    return [[matrix.double().numpy() for matrix in LongerWins().score_all(data.groups)] for data in datasets]
+
+
+def compare(datasets: Sequence[Dataset], scores: dict[str, list[Scores]], settings: Settings) -> list[dict[str, Any]]:
+    """Accuracy of each model minus each later one's, over the same bootstrap samples of prompts."""
+    tables = {name: comparisons(datasets, of_model) for name, of_model in scores.items()}
+    names = list(tables)
+    return [
+        {"a": a, "b": b, **metrics.accuracy_difference(tables[a], tables[b], settings.bootstrap, settings.seed)}
+        for i, a in enumerate(names)
+        for b in names[i + 1 :]
+    ]
+
+
+def run(
+    models: Sequence[str],
+    datasets: Sequence[Dataset],
+    score: Callable[[str, Dataset, Path], Scores],
+    output: Path,
+    settings: Settings,
+) -> dict[str, dict[str, Any]]:
+    """Score, measure and write. Returns the metrics by model.
+
+    models: names, also those of the folders. score: (model name, dataset, folder for its files) -> scores of its
+    groups; called model by model. One model: OUTPUT/metrics.json, report.md, plots. Several: a folder for each with
+    its metrics.json and plots, and OUTPUT/report.md, comparison.json and plots that show all.
+    """
+    all_scores: dict[str, list[Scores]] = {}
+    results: dict[str, dict[str, Any]] = {}
+    baseline = evaluate(datasets, longer_wins(datasets), settings)
+    for name in models:
+        folder = output / name if len(models) > 1 else output
+        folder.mkdir(parents=True, exist_ok=True)
+        all_scores[name] = [score(name, data, folder) for data in datasets]
+        described = {"model": name, "data": [_describe(data) for data in datasets]}
+        beside = {"baseline": {"longer_wins": _accuracies(baseline)}, "settings": vars(settings)}
+        results[name] = {**described, **evaluate(datasets, all_scores[name], settings), **beside}
+        _write_json(folder / "metrics.json", results[name])
+        if settings.plots and len(models) > 1:
+            _plots(folder, {name: results[name]}, baseline)
+    differences = compare(datasets, all_scores, settings) if results[models[0]]["pairs"] else []
+    if len(models) > 1:
+        short = {name: _short(result) for name, result in results.items()}
+        _write_json(output / "comparison.json", {"models": short, "accuracy_differences": differences})
+    pictures = _plots(output, results, baseline) if settings.plots else []
+    write(output / "report.md", report.markdown(results, baseline, differences, pictures))
+    return results
+
+
+def _short(result: dict[str, Any]) -> dict[str, Any]:
+    """A model's metrics without what only its own metrics.json needs."""
+    kept = {name: value for name, value in result.items() if name not in ("calibration", "settings", "baseline")}
+    if "groups" in kept:
+        kept["groups"] = {name: value for name, value in kept["groups"].items() if name != "shares"}
+    if "by_data" in kept:
+        kept["by_data"] = {name: _short(value) for name, value in kept["by_data"].items()}
+    return kept
+
+
+def _accuracies(result: dict[str, Any]) -> dict[str, Any]:
+    """The part of a model's metrics that means something for scores of -1, 0 and 1."""
+    names = ("accuracy", "ties", "rewardbench", "rewardbench2", "cyclic")
+    kept: dict[str, Any] = {name: result[name] for name in names if name in result}
+    kept["ci95"] = {name: value for name, value in result["ci95"].items() if name == "accuracy"}
+    parts = {key: result[key] for key in ("by_subset", "by_data") if key in result}
+    return kept | {key: {name: _accuracies(row) for name, row in part.items()} for key, part in parts.items()}
+
+
+def _describe(data: Dataset) -> dict[str, Any]:
+    return {
+        "name": data.name,
+        "source": data.source,
+        "rows": len(data.rows),
+        "groups": len(data.groups),
+        "skipped": data.skipped,
+    }
+
+
+def _write_json(file: Path, content: Any) -> None:
+    write(file, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def _plots(folder: Path, results: dict[str, dict[str, Any]], baseline: dict[str, Any]) -> list[str]:
+    from openrlhf_gpm.evaluation import plots  # matplotlib, an extra
+
+    return plots.draw_all(folder, results, baseline)
