@@ -21,7 +21,10 @@ first steps:
   openrlhf-gpm patch apply                               open the plugin seam in the installed OpenRLHF
   deepspeed --module openrlhf.cli.train_rm --reward_model_type gpm --gpm.dim 8 ...          train a GPM
   python -m openrlhf.cli.train_ppo_ray --reward_model_type gpm --actor.policy_loss_type gpo ...   align a policy
+  openrlhf-gpm data check pairs.jsonl                    what is in a preference file, and which rows are bad
+  openrlhf-gpm eval --model ckpt/gpm --data pairs.jsonl --output outputs/eval
   openrlhf-gpm score --model ckpt/gpm --input groups.jsonl --output scores.jsonl
+  openrlhf-gpm convert --from authors --input GPM-Gemma-2B --output ckpt/gpm-gemma-2b
 
 `openrlhf-gpm COMMAND --help` shows a command's options and an example. Exit status: 0 done, 1 a check failed, 2 wrong
 usage or input, 130 interrupted.

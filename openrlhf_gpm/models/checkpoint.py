@@ -7,6 +7,8 @@ the safetensors files alone, and told in one line.
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from openrlhf_gpm.models.gpm import gpm_class
 __all__ = ["GPMConfig", "load_gpm", "read_gpm_config", "save_gpm"]
 
 Shapes = dict[str, tuple[int, ...]]
+INDEX = "model.safetensors.index.json"
 
 
 def load_gpm(
@@ -47,6 +50,11 @@ def load_gpm(
     base = path if adapter is None else adapter
     config = read_hf_config(path if adapter is None or (path / "config.json").exists() else base)
     gpm = GPMConfig.from_pretrained_config(config)
+    if gpm.layout == "classifier":
+        raise ValueError(
+            f"{path} is in the layout of a plain classifier (gpm.layout in config.json): score it with the vllm "
+            "backend, or use `openrlhf-gpm convert --from classifier --to gpm` first"
+        )
     shapes = {} if adapter is not None and not base.is_dir() else tensor_shapes(base)  # a base on the Hub has no head
     if adapter is not None:
         shapes |= adapter_shapes(path)
@@ -63,7 +71,8 @@ def load_gpm(
         )
     except (RuntimeError, OSError) as error:  # trunk tensors of another size than config.json says; no such base
         raise ValueError(f"{base}: transformers cannot load it: {_one_line(error)}") from error
-    missing = sorted(set(report["missing_keys"]) - ({"score.weight", "gate.weight"} if adapter is not None else set()))
+    in_adapter = {"score.weight", "gate.weight", "temperature.rho"} if adapter is not None else set()
+    missing = sorted(set(report["missing_keys"]) - in_adapter)
     if missing:
         raise ValueError(f"{base}: {len(missing)} tensors are missing, first {missing[0]}: copy or save it again")
     if adapter is not None:
@@ -81,15 +90,26 @@ def save_gpm(model: PreTrainedModel, tokenizer: Any, path: str | os.PathLike[str
         raise ValueError(f"{path} is a file: give a directory to save to")
     if path.is_dir() and any(path.iterdir()) and not (path / "config.json").exists():
         raise ValueError(f"{path} holds files that are not a checkpoint: give a new directory to save to")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_name(f".{path.name}.new-{os.getpid()}")
-    old = path.with_name(f".{path.name}.old-{os.getpid()}")
-    try:
+    with complete_directory(path) as new:
         _fill_pad_token(model.config, tokenizer)
         model.save_pretrained(new)
         if not (new / "config.json").exists():  # PEFT leaves it out, and an adapter needs `gpm`
             model.config.save_pretrained(new)
         tokenizer.save_pretrained(new)
+
+
+@contextmanager
+def complete_directory(path: Path) -> Iterator[Path]:
+    """A directory beside `path` to write to: it becomes `path`, or replaces it, at the end of the block without error.
+
+    Otherwise it disappears, and `path` is as it was.
+    """
+    path = path.absolute()
+    new = path.with_name(f".{path.name}.new-{os.getpid()}")
+    old = path.with_name(f".{path.name}.old-{os.getpid()}")
+    new.mkdir(parents=True)
+    try:
+        yield new
         if path.exists():
             path.rename(old)
         new.rename(path)
@@ -108,25 +128,36 @@ def read_hf_config(path: Path) -> PretrainedConfig:
     """The directory's config.json as a transformers config, or ValueError in one line."""
     if not path.is_dir():
         raise ValueError(f"{path} is not a directory: give the directory of a GPM checkpoint")
-    _read_json(path / "config.json")
+    read_json(path / "config.json")
     try:
         return AutoConfig.from_pretrained(path)
     except (ValueError, KeyError, OSError) as error:
         raise ValueError(f"{path / 'config.json'}: transformers cannot read it: {_one_line(error)}") from error
 
 
+def tensor_files(path: Path) -> list[Path]:
+    """A directory's safetensors files, those of its index where it has one. Raises ValueError where there are none."""
+    if (path / INDEX).exists():
+        weight_map = read_json(path / INDEX).get("weight_map")
+        if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+            raise ValueError(f"{path / INDEX} has no weight_map: copy or save it again")
+        names = sorted(set(weight_map.values()))
+        for name in names:
+            if Path(name).name != name:
+                raise ValueError(f"{path / INDEX} names the file {name!r}, outside the directory: save it again")
+        return [path / name for name in names]
+    if (path / "model.safetensors").exists():
+        return [path / "model.safetensors"]
+    if any(path.glob("model-*.safetensors")):
+        raise ValueError(f"{path} has its tensors in several files, but no {INDEX}: copy or save it again")
+    if any(path.glob("pytorch_model*.bin")):
+        raise ValueError(f"{path} holds pytorch_model.bin: save it again as safetensors")
+    raise ValueError(f"{path} has no model.safetensors: the checkpoint is incomplete, copy or save it again")
+
+
 def tensor_shapes(path: Path) -> Shapes:
     """Name and shape of every tensor in a directory's safetensors files, from their headers alone."""
-    index = path / "model.safetensors.index.json"
-    if index.exists():
-        names = sorted(set(_read_json(index).get("weight_map", {}).values()))
-    elif (path / "model.safetensors").exists():
-        names = ["model.safetensors"]
-    elif any(path.glob("pytorch_model*.bin")):
-        raise ValueError(f"{path} holds pytorch_model.bin: save it again as safetensors")
-    else:
-        raise ValueError(f"{path} has no model.safetensors: the checkpoint is incomplete, copy or save it again")
-    return {key: shape for name in names for key, shape in _header(path / name).items()}
+    return {key: shape for file in tensor_files(path) for key, shape in tensor_header(file).items()}
 
 
 def read_adapter(path: Path) -> Path | None:
@@ -134,7 +165,7 @@ def read_adapter(path: Path) -> Path | None:
     file = path / "adapter_config.json"
     if not file.exists() or (path / "model.safetensors").exists():
         return None
-    base = _read_json(file).get("base_model_name_or_path")
+    base = read_json(file).get("base_model_name_or_path")
     if not base:
         raise ValueError(f"{file} names no base_model_name_or_path: add the directory of the base model")
     if os.path.isabs(base) and not os.path.isdir(base):
@@ -145,7 +176,7 @@ def read_adapter(path: Path) -> Path | None:
 def adapter_shapes(path: Path) -> Shapes:
     """Name (as in the merged model) and shape of the whole modules that an adapter carries."""
     if (path / "adapter_model.safetensors").exists():
-        shapes = _header(path / "adapter_model.safetensors")
+        shapes = tensor_header(path / "adapter_model.safetensors")
     elif (path / "adapter_model.bin").exists():  # OpenRLHF writes this one under ZeRO-3
         tensors = torch.load(path / "adapter_model.bin", map_location="cpu", weights_only=True)
         shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
@@ -160,7 +191,7 @@ def check_head(path: Path, gpm: GPMConfig, hidden_size: int, shapes: Shapes) -> 
         if "value_head.weight" in shapes:
             raise ValueError(f"{path} is in the GPM authors' layout: use `openrlhf-gpm convert --from authors`")
         raise ValueError(f"{path} has no tensor score.weight, the embedding head: was it saved without its head?")
-    wanted = {"score.weight": (gpm.dim, hidden_size)}
+    wanted = {"score.weight": (gpm.head_rows, hidden_size)}
     if gpm.gated:
         if "gate.weight" not in shapes:
             raise ValueError(
@@ -191,7 +222,8 @@ def _fill_pad_token(config: PretrainedConfig, tokenizer: Any) -> None:
         config.get_text_config().pad_token_id = tokenizer.pad_token_id
 
 
-def _header(file: Path) -> Shapes:
+def tensor_header(file: Path) -> Shapes:
+    """Name and shape of every tensor in one safetensors file. Raises ValueError when it is missing or cut short."""
     try:
         with safe_open(file, framework="pt") as tensors:
             return {key: tuple(tensors.get_slice(key).get_shape()) for key in tensors.keys()}  # noqa: SIM118
@@ -199,7 +231,8 @@ def _header(file: Path) -> Shapes:
         raise ValueError(f"{file} is missing or damaged ({_one_line(error)}): copy or save it again") from error
 
 
-def _read_json(file: Path) -> dict[str, Any]:
+def read_json(file: Path) -> dict[str, Any]:
+    """The object in a JSON file of a checkpoint, or ValueError in one line."""
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -7,6 +7,13 @@ from typing import Any
 
 FORMAT_VERSION = 1
 GATES = ("none", "softmax", "softmax_scaled", "softplus")
+CHOICES = {
+    "head": ("embedding", "reward", "pairwise"),
+    "gate": GATES,
+    "bos": ("one", "tokenizer"),
+    "eos": ("append", "replace"),
+    "layout": ("gpm", "classifier"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,6 +22,11 @@ class GPMConfig:
 
     Raises ValueError that names the flag. Warns where the gate can do nothing.
     """
+
+    head: str = "embedding"
+    """What the head gives: "embedding" (2k numbers a response: a GPM), "reward" (one number r a response, whose
+    embedding is [r, 1]: Bradley-Terry), or "pairwise" (one number for a text that holds two responses, in both orders:
+    the encoder to compare a GPM with). The last two have dim 2, no gate and no normalisation: see `scalar_head`."""
 
     dim: int = 8
     """Embedding size 2k, even: k planes of 2. The paper's best are 6 and 8."""
@@ -29,6 +41,9 @@ class GPMConfig:
     tau: float = 0.1
     """Temperature > 0 that divides every score, in units of the raw score."""
 
+    learn_tau: bool = False
+    """tau was a parameter of the model in training (tensor `temperature.rho`); `tau` above is the value it reached."""
+
     chat_template: bool = True
     """Prompts and responses are rendered with the tokenizer's chat template; otherwise joined as plain text."""
 
@@ -38,6 +53,19 @@ class GPMConfig:
     max_len: int | None = None
     """Longest sample in tokens; longer responses are cut (and still end with EOS)."""
 
+    generation_prompt: bool = True
+    """The prompt, whose last token the gate reads, ends with the template's generation prompt; not the authors'."""
+
+    bos: str = "one"
+    """"one": exactly one BOS in front. "tokenizer": whatever the tokenizer adds in front of the rendered text, so a
+    second BOS where the template writes one too (the authors')."""
+
+    eos: str = "append"
+    """"append": exactly one EOS after the text. "replace": the last token is overwritten by EOS (the authors')."""
+
+    layout: str = "gpm"
+    """Tensors: "gpm" (`score.weight`, `gate.weight`), or "classifier" (the gate's rows below `score.weight`'s)."""
+
     format_version: int = FORMAT_VERSION
     """Layout of this dict and of the tensors that belong to it."""
 
@@ -45,12 +73,19 @@ class GPMConfig:
         if not _is_int(self.dim) or self.dim < 2 or self.dim % 2:
             hint = f"; try {self.dim + 1}" if _is_int(self.dim) and self.dim > 0 else ""
             raise ValueError(f"--gpm.dim must be an even number >= 2, got {self.dim!r}{hint}")
-        if self.gate not in GATES:
-            raise ValueError(f"--gpm.gate must be one of {', '.join(GATES)}; got {self.gate!r}")
+        for name, choices in CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise ValueError(f"--gpm.{name} must be one of {', '.join(choices)}; got {getattr(self, name)!r}")
         if isinstance(self.tau, bool) or not isinstance(self.tau, (int, float)) or not 0 < self.tau < float("inf"):
             raise ValueError(f"--gpm.tau must be a finite number > 0, got {self.tau!r}")
-        if not isinstance(self.normalize, bool) or not isinstance(self.chat_template, bool):
-            raise ValueError("`normalize` and `chat_template` must be true or false")
+        for name in ("normalize", "learn_tau", "chat_template", "generation_prompt"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"`gpm.{name}` in config.json must be true or false, got {getattr(self, name)!r}")
+        if self.scalar_head and (self.dim != 2 or self.gated or self.normalize):
+            raise ValueError(
+                f"--gpm.head {self.head} is one number a response: it needs --gpm.dim 2, --gpm.gate none and "
+                "--gpm.no_normalize"
+            )
         if self.max_len is not None and (not _is_int(self.max_len) or self.max_len < 3):
             raise ValueError(f"--data.max_len must be a number of tokens >= 3, got {self.max_len!r}")
         check_input_template(self.input_template)
@@ -69,6 +104,16 @@ class GPMConfig:
     def gated(self) -> bool:
         """Whether there is a gate with weights."""
         return self.gate != "none"
+
+    @property
+    def scalar_head(self) -> bool:
+        """Whether the head gives one number r, and the embedding is [r, 1]."""
+        return self.head != "embedding"
+
+    @property
+    def head_rows(self) -> int:
+        """Rows of the tensor `score.weight` in layout "gpm"."""
+        return 1 if self.scalar_head else self.dim
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON object under `gpm` in config.json."""

@@ -4,6 +4,7 @@ Notation: B samples, T tokens (padded), N tokens (packed), H hidden size, k plan
 lambda (B, k) gate, z (B, k) the gate's logits.
 """
 
+import math
 from functools import cache
 from typing import Any
 
@@ -13,7 +14,9 @@ from torch import Tensor, nn
 from transformers import AutoModel, PretrainedConfig
 from transformers import initialization as init
 
+from openrlhf_gpm.core import embed_rewards
 from openrlhf_gpm.models.config import GATES, GPMConfig
+from openrlhf_gpm.models.layout import packed_layout, padded_layout, tree_layout
 
 # What causal-LM checkpoints call the output layer: a GPM has none, so these tensors are no surprise.
 OUTPUT_LAYERS = [r"^lm_head\.", r"^embed_out\."]
@@ -56,18 +59,31 @@ def scale_gate(z: Tensor, kind: str, hidden_size: int) -> Tensor:
     return gate
 
 
-def unpad(input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Lay the B samples end to end in one row, without their padding.
+def finish_embedding(out: Tensor, config: GPMConfig) -> Tensor:
+    """From the head's numbers (B, head_rows) to embeddings (B, 2k): [r, 1], or unit length where `normalize` is on."""
+    if config.scalar_head:
+        return embed_rewards(out.squeeze(-1))
+    return F.normalize(out, dim=-1) if config.normalize else out
 
-    (B, T), (B, T) -> ids (1, N), position_ids (1, N) that restart at 0 in each sample, and the index in the row of
-    each sample's first and last token, (B,) each.
-    """
-    lengths = attention_mask.sum(1)
-    ends = lengths.cumsum(0)
-    starts = ends - lengths
-    ids = input_ids[attention_mask.bool()]
-    position_ids = torch.arange(len(ids), device=ids.device) - starts.repeat_interleave(lengths)
-    return ids[None], position_ids[None], starts, ends - 1
+
+class Temperature(nn.Module):
+    """Learnable tau = softplus(rho) + EPS > 0, in raw score units; a module call, so that ZeRO-3 gathers rho."""
+
+    EPS = 1e-4
+
+    def __init__(self, tau: float) -> None:
+        super().__init__()
+        self.start = tau
+        self.rho = nn.Parameter(torch.empty(1))
+
+    def reset(self) -> None:
+        """Set rho so that tau is what the config says."""
+        tau = max(self.start - self.EPS, 1e-6)
+        init.constant_(self.rho, tau + math.log(-math.expm1(-tau)))  # softplus, inverted without overflow
+
+    def forward(self) -> Tensor:
+        """-> (), fp32."""
+        return F.softplus(self.rho.float()).squeeze() + self.EPS
 
 
 class _GPMMixin:
@@ -81,24 +97,31 @@ class _GPMMixin:
         self.gpm_config = gpm = GPMConfig.from_pretrained_config(config)
         self.packing_samples = packing_samples
         self.hidden_size = config.get_text_config().hidden_size
-        config.num_labels = gpm.dim  # plain transformers and vLLM read the head's size here
+        config.num_labels = gpm.head_rows  # plain transformers and vLLM read the head's size here
         setattr(self, self.base_model_prefix, trunk_class(config))
         # 1/(H+1) is OpenRLHF's value-head scale. A gate of zeros starts with every plane equally strong.
-        self.score = Fp32Linear(self.hidden_size, gpm.dim, init_std=1 / (self.hidden_size + 1))
+        self.score = Fp32Linear(self.hidden_size, gpm.head_rows, init_std=1 / (self.hidden_size + 1))
         if gpm.gated:
             self.gate = Fp32Linear(self.hidden_size, gpm.k, init_std=0.0)
+        if gpm.learn_tau:
+            self.temperature = Temperature(gpm.tau)
         self._keys_to_ignore_on_load_unexpected = [*(self._keys_to_ignore_on_load_unexpected or []), *OUTPUT_LAYERS]
 
     def _init_weights(self, module: nn.Module) -> None:
         """transformers calls this where a checkpoint lacks weights, gathered under ZeRO-3; the trunk has its own."""
         if isinstance(module, Fp32Linear):
             init.normal_(module.weight, mean=0.0, std=module.init_std)
+        elif isinstance(module, Temperature):
+            module.reset()
 
     def forward(
         self,
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         prompt_lens: Tensor | None = None,
+        segments: Tensor | None = None,
+        lm_from: Tensor | None = None,
+        lm_to: Tensor | None = None,
         return_output: bool = False,
         ring_attn_group: Any = None,
         pad_sequence: bool = False,
@@ -111,47 +134,54 @@ class _GPMMixin:
             attention_mask: (B, T), 1 on tokens, 0 on padding. Default: no padding.
             prompt_lens: (B,) tokens of each sample's prompt, 1 <= prompt_lens <= length; the gate reads the last of
                 them. Needed where there is a gate.
-            return_output: also return the trunk's outputs.
+            segments: with it, a row of input_ids is a group of samples that share their prompt: see `collate_trees`.
+            lm_from, lm_to: (M,) columns of the flattened input_ids, and the tokens that follow them in a text: adds
+                `outputs.lm_loss`, the mean cross-entropy of these tokens in nats.
+            return_output: also return the trunk's outputs; with a learnable tau, `outputs.tau` is its value ().
             ring_attn_group: must be None.
             pad_sequence, packed_seq_lens: unused, there because OpenRLHF passes them to every reward model.
 
         Returns:
             v (B, 2k) fp32, of unit length unless `normalize` is off, and lambda (B, k) fp32, all ones without a gate.
-            The preference score of i over j is `preference_score(v_i, v_j, lambda, tau)`.
+            The preference score of i over j is `preference_score(v_i, v_j, lambda, tau)`. With `segments`: v of all
+            samples, group after group, and lambda (G, k), one a group.
 
         Raises:
             ValueError: prompt_lens missing or out of range, an empty sample, or context parallelism.
         """
         if ring_attn_group is not None:
             raise ValueError("a GPM does not support context parallelism: set --ds.ring_attn_size 1")
-        if attention_mask is None:
-            attention_mask = torch.ones_like(input_ids)
-        attention_mask = attention_mask.long()
-        self._check_lengths(attention_mask.sum(1), prompt_lens)
-
         trunk = getattr(self, self.base_model_prefix)
-        if self.packing_samples:
-            ids, position_ids, first, last = unpad(input_ids, attention_mask)
-            # No mask: attention kernels find the sample borders where position_ids restart, and only without a cache.
-            outputs = trunk(ids, attention_mask=None, position_ids=position_ids, use_cache=False)
-            row = torch.zeros_like(last)
+        if segments is not None:
+            self._check_lengths((segments >= 0).sum(1), prompt_lens)
+            layout = tree_layout(input_ids, segments, trunk.dtype)
         else:
-            position_ids = (attention_mask.cumsum(-1) - 1).clamp_min(0)
-            outputs = trunk(input_ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=False)
-            first = attention_mask.argmax(1)
-            last = attention_mask.shape[1] - 1 - attention_mask.flip(1).argmax(1)
-            row = torch.arange(len(last), device=last.device)
+            mask = (torch.ones_like(input_ids) if attention_mask is None else attention_mask).long()
+            self._check_lengths(mask.sum(1), prompt_lens)
+            layout = (packed_layout if self.packing_samples else padded_layout)(input_ids, mask)
 
-        hidden = outputs.last_hidden_state  # (B, T, H) or (1, N, H); the head sees only the B positions that it needs
-        v = self.score(hidden[row, last])
-        if self.gpm_config.normalize:
-            v = F.normalize(v, dim=-1)
+        outputs = trunk(**layout.inputs, use_cache=False)
+        hidden = outputs.last_hidden_state.flatten(0, 1)  # (N, H); the head sees only the positions that it needs
+        v = self.embed_hidden(hidden[layout.last])
         if self.gpm_config.gated:
-            z = self.gate(hidden[row, first + prompt_lens.to(first.device) - 1])  # type: ignore[union-attr]
-            gate = scale_gate(z, self.gpm_config.gate, self.hidden_size)
+            gate = self.gate_hidden(hidden[layout.first + prompt_lens.to(hidden.device) - 1])  # type: ignore[union-attr]
         else:
-            gate = v.new_ones(len(v), self.gpm_config.k)
+            gate = v.new_ones(len(layout.first), self.gpm_config.k)
+        if self.gpm_config.learn_tau:
+            outputs.tau = self.temperature()
+        if lm_from is not None and lm_to is not None:
+            at = lm_from if layout.index is None else layout.index[lm_from]
+            logits = F.linear(hidden[at], trunk.get_input_embeddings().weight)  # tied: see --gpm.lm_coef
+            outputs.lm_loss = F.cross_entropy(logits.float(), lm_to)
         return (v, gate, outputs) if return_output else (v, gate)
+
+    def embed_hidden(self, hidden: Tensor) -> Tensor:
+        """Trunk's states of last tokens (B, H) -> embeddings (B, 2k) fp32."""
+        return finish_embedding(self.score(hidden), self.gpm_config)
+
+    def gate_hidden(self, hidden: Tensor) -> Tensor:
+        """Trunk's states of last prompt tokens (B, H) -> gates (B, k) fp32; only for a gated model."""
+        return scale_gate(self.gate(hidden), self.gpm_config.gate, self.hidden_size)
 
     def _check_lengths(self, lengths: Tensor, prompt_lens: Tensor | None) -> None:
         if (lengths == 0).any():

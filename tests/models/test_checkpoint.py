@@ -67,13 +67,19 @@ def test_config_json_says_everything_that_scoring_needs(gpm_checkpoint):
     config = json.loads((gpm_checkpoint / "config.json").read_text())
     assert config["architectures"] == ["LlamaForSequenceClassification"]
     assert config["gpm"] == {
+        "head": "embedding",
         "dim": 6,
         "gate": "softmax_scaled",
         "normalize": True,
         "tau": 0.1,
+        "learn_tau": False,
         "chat_template": True,
         "input_template": None,
         "max_len": None,
+        "generation_prompt": True,
+        "bos": "one",
+        "eos": "append",
+        "layout": "gpm",
         "format_version": 1,
     }
     assert len(config["id2label"]) == 6
@@ -324,6 +330,12 @@ def test_the_authors_layout(checkpoint):
     wrong(checkpoint, "GPM authors' layout: use `openrlhf-gpm convert --from authors`")
 
 
+def test_the_classifier_layout(checkpoint):
+    edit_config(checkpoint, gpm=GPMConfig(dim=6, layout="classifier").to_dict())
+    wrong(checkpoint, "layout of a plain classifier .*vllm backend, or use `openrlhf-gpm convert --from classifier")
+    assert read_gpm_config(checkpoint).layout == "classifier", "the vllm backend reads it"
+
+
 def test_trunk_tensor_missing(checkpoint):
     edit_tensors(checkpoint, lambda t: t.pop("model.norm.weight"))
     wrong(checkpoint, "1 tensors are missing, first model.norm.weight")
@@ -345,6 +357,13 @@ def test_no_tensors_or_old_ones(checkpoint):
     wrong(checkpoint, "no model.safetensors: the checkpoint is incomplete")
     (checkpoint / "pytorch_model.bin").write_bytes(b"")
     wrong(checkpoint, "pytorch_model.bin: save it again as safetensors")
+
+
+def test_no_index_of_several_files(checkpoint):
+    (checkpoint / "model.safetensors").rename(checkpoint / "model-00001-of-00002.safetensors")
+    wrong(checkpoint, "has its tensors in several files, but no model.safetensors.index.json")
+    (checkpoint / "model.safetensors.index.json").write_text('{"weight_map": ["model-00001-of-00002.safetensors"]}')
+    wrong(checkpoint, "index.json has no weight_map")
 
 
 # Writing

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from openrlhf_gpm.models.config import GPMConfig
-from openrlhf_gpm.models.formatting import Encoded, Formatter, collate
+from openrlhf_gpm.models.formatting import Encoded, Formatter, collate, pair_text
 
 MULTI_TURN = [
     {"role": "system", "content": "Be brief."},
@@ -171,6 +171,110 @@ def test_any_text_has_one_bos_one_eos_and_its_longest_common_token_prefix(
     assert encoded.prompt_len == len(shared)
 
 
+# Other conventions than ours: those of the GPM authors' checkpoints
+
+
+@pytest.fixture
+def adding_tokenizer(new_tokenizer):
+    """As Gemma's and Llama 3's: the tokenizer puts a BOS in front of a text whose template wrote one already."""
+    from tokenizers.processors import TemplateProcessing
+
+    turns = (
+        "{{ bos_token }}{% for m in messages %}{{ '<turn>' + m['role'] + '\n' + m['content'] + '</turn>\n' }}"
+        "{% endfor %}{% if add_generation_prompt %}{{ '<turn>assistant\n' }}{% endif %}"
+    )
+    tokenizer = new_tokenizer(turns)
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    return tokenizer
+
+
+def authors(tokenizer, **changes):
+    settings = {"chat_template": True, "generation_prompt": False, "bos": "tokenizer", "eos": "replace"} | changes
+    return Formatter(tokenizer, **settings)
+
+
+def test_the_authors_sample_has_two_bos_an_eos_for_its_last_token_and_a_prompt_without_generation_prompt(
+    adding_tokenizer,
+):
+    formatter = authors(adding_tokenizer)
+    encoded = formatter.encode("Hello", "Fine.")
+    # The template ends in a newline, the last token, which becomes the EOS.
+    assert text(formatter, encoded) == "<s><s><turn>user\nHello</turn>\n<turn>assistant\nFine.</turn><|im_end|>"
+    assert prompt_text(formatter, encoded) == "<s><s><turn>user\nHello</turn>\n"
+
+
+def test_each_convention_is_a_choice_of_its_own(adding_tokenizer):
+    def texts(**changes):
+        ours = {"generation_prompt": True, "bos": "one", "eos": "append"}
+        formatter = authors(adding_tokenizer, **(ours | changes))
+        encoded = formatter.encode("Hi", "Yes")
+        return prompt_text(formatter, encoded), text(formatter, encoded)[len(prompt_text(formatter, encoded)) :]
+
+    assert texts() == ("<s><turn>user\nHi</turn>\n<turn>assistant\n", "Yes</turn>\n<|im_end|>")
+    assert texts(generation_prompt=False) == (
+        "<s><turn>user\nHi</turn>\n",
+        "<turn>assistant\nYes</turn>\n<|im_end|>",
+    )
+    assert texts(bos="tokenizer") == ("<s><s><turn>user\nHi</turn>\n<turn>assistant\n", "Yes</turn>\n<|im_end|>")
+    assert texts(eos="replace") == ("<s><turn>user\nHi</turn>\n<turn>assistant\n", "Yes</turn><|im_end|>")
+
+
+def test_replacing_takes_the_last_token_of_the_text_even_behind_an_eos(chat_tokenizer):
+    """ChatML ends a turn with EOS and newline: it is the newline that is replaced, as by the authors' scripts."""
+    formatter = authors(chat_tokenizer)
+    assert text(formatter, formatter.encode("Hi", "Yes")).endswith("assistant\nYes<|im_end|><|im_end|>")
+
+
+def test_a_tokenizer_that_adds_no_bos_gets_none_under_bos_tokenizer(plain_tokenizer):
+    formatter = Formatter(plain_tokenizer, chat_template=False, bos="tokenizer")
+    assert text(formatter, formatter.encode("Hello", " you")) == "Hello you<|im_end|>"
+
+
+def test_replacing_cuts_a_long_sample_to_max_len_with_the_eos_last(adding_tokenizer):
+    whole = authors(adding_tokenizer).encode("Hi", "Seven. " * 50)
+    cut = authors(adding_tokenizer, max_len=30).encode("Hi", "Seven. " * 50)
+    assert cut.input_ids == [*whole.input_ids[:29], adding_tokenizer.eos_token_id]
+    assert cut.prompt_len == whole.prompt_len
+    exact = authors(adding_tokenizer, max_len=len(whole.input_ids)).encode("Hi", "Seven. " * 50)
+    assert exact == whole
+    with pytest.raises(ValueError, match="no room for the response within max_len"):
+        authors(adding_tokenizer, max_len=whole.prompt_len + 1).encode("Hi", "Seven. " * 50)
+
+
+def test_the_token_that_is_replaced_is_never_part_of_the_prompt(plain_tokenizer):
+    formatter = Formatter(plain_tokenizer, chat_template=False, eos="replace")
+    encoded = formatter.encode("Hello", "")
+    assert encoded.input_ids[-1] == plain_tokenizer.eos_token_id
+    assert encoded.prompt_len == len(encoded.input_ids) - 1
+
+
+def test_a_convention_that_does_not_exist_is_an_error(plain_tokenizer):
+    with pytest.raises(ValueError, match="bos must be one of one, tokenizer; got 'none'"):
+        Formatter(plain_tokenizer, chat_template=False, bos="none")
+    with pytest.raises(ValueError, match="eos must be one of append, replace; got 'drop'"):
+        Formatter(plain_tokenizer, chat_template=False, eos="drop")
+
+
+# Pairwise encoders
+
+
+def test_a_pair_text_by_hand():
+    assert pair_text("Seven.", "Nine.\nOr two.") == "[RESPONSE A]\nSeven.\n[RESPONSE B]\nNine.\nOr two."
+
+
+@given(first=st.text(max_size=8), second=st.text(max_size=8))
+def test_a_pair_text_tells_the_two_orders_apart(first, second):
+    swapped = pair_text(second, first)
+    assert (pair_text(first, second) == swapped) == (first == second)
+
+
+def test_a_pair_text_is_formatted_as_any_response(chat_tokenizer):
+    formatter = Formatter(chat_tokenizer, chat_template=True)
+    encoded = formatter.encode("Name a prime.", pair_text("Seven.", "Nine."))
+    assert prompt_text(formatter, encoded).endswith("<|im_start|>assistant\n")
+    assert text(formatter, encoded).endswith("assistant\n[RESPONSE A]\nSeven.\n[RESPONSE B]\nNine.<|im_end|>")
+
+
 def test_messages_without_a_template_are_an_error(plain_tokenizer):
     with pytest.raises(ValueError, match="messages need a chat template"):
         Formatter(plain_tokenizer, chat_template=False).encode(MULTI_TURN, "Paris.")
@@ -199,6 +303,10 @@ def test_the_checkpoints_config_makes_the_formatter_it_was_trained_with(plain_to
     config = GPMConfig(chat_template=False, input_template="Q: {}\nA:", max_len=30)
     formatter = Formatter.from_config(plain_tokenizer, config)
     assert (formatter.chat_template, formatter.input_template, formatter.max_len) == (False, "Q: {}\nA:", 30)
+    assert (formatter.generation_prompt, formatter.bos, formatter.eos) == (True, "one", "append")
+    config = GPMConfig(chat_template=False, generation_prompt=False, bos="tokenizer", eos="replace")
+    formatter = Formatter.from_config(plain_tokenizer, config)
+    assert (formatter.generation_prompt, formatter.bos, formatter.eos) == (False, "tokenizer", "replace")
 
 
 def test_the_padding_id_is_the_eos_where_there_is_no_padding_token(chat_tokenizer, new_tokenizer):

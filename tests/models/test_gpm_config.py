@@ -10,11 +10,15 @@ def test_the_defaults_are_those_of_the_documentation():
     config = GPMConfig()
     assert (config.dim, config.gate, config.normalize, config.tau) == (8, "softmax_scaled", True, 0.1)
     assert (config.k, config.gated) == (4, True)
+    assert (config.head, config.head_rows, config.scalar_head, config.learn_tau) == ("embedding", 8, False, False)
+    assert (config.generation_prompt, config.bos, config.eos, config.layout) == (True, "one", "append", "gpm")
 
 
 def test_a_round_trip_through_a_dict_changes_nothing():
     config = GPMConfig(dim=6, gate="none", tau=1, chat_template=False, input_template="Q: {}\n", max_len=99)
     assert GPMConfig.from_dict(config.to_dict()) == config
+    authors = GPMConfig(gate="softmax", generation_prompt=False, bos="tokenizer", eos="replace", layout="classifier")
+    assert GPMConfig.from_dict(authors.to_dict()) == authors
     assert GPMConfig.from_pretrained_config(SimpleNamespace(gpm=config.to_dict())) == config
 
 
@@ -29,7 +33,14 @@ def test_a_round_trip_through_a_dict_changes_nothing():
         ({"tau": float("nan")}, "--gpm.tau"),
         ({"tau": float("inf")}, "--gpm.tau"),
         ({"tau": "0.1"}, "--gpm.tau"),
-        ({"normalize": "yes"}, "`normalize` and `chat_template` must be true or false"),
+        ({"normalize": "yes"}, "`gpm.normalize` in config.json must be true or false, got 'yes'"),
+        ({"learn_tau": 1}, "`gpm.learn_tau` in config.json must be true or false, got 1"),
+        ({"chat_template": None}, "`gpm.chat_template` in config.json must be true or false"),
+        ({"generation_prompt": "no"}, "`gpm.generation_prompt` in config.json must be true or false"),
+        ({"head": "bt"}, "--gpm.head must be one of embedding, reward, pairwise; got 'bt'"),
+        ({"bos": "two"}, "--gpm.bos must be one of one, tokenizer; got 'two'"),
+        ({"eos": True}, "--gpm.eos must be one of append, replace; got True"),
+        ({"layout": ["gpm"]}, "--gpm.layout must be one of gpm, classifier; got"),
         ({"max_len": 2}, "--data.max_len"),
         ({"input_template": "Q: "}, "--data.input_template"),
         ({"input_template": "{} {}"}, "--data.input_template"),
@@ -40,6 +51,18 @@ def test_a_round_trip_through_a_dict_changes_nothing():
 def test_a_wrong_value_names_its_flag(changes, message):
     with pytest.raises(ValueError, match="^" + message.replace("{", r"\{")):
         GPMConfig(**changes)
+
+
+@pytest.mark.parametrize("head", ["reward", "pairwise"])
+def test_a_scalar_head_has_one_row_and_an_embedding_of_two_numbers(head):
+    config = GPMConfig(head=head, dim=2, gate="none", normalize=False, tau=1)
+    assert (config.scalar_head, config.head_rows, config.dim, config.k) == (True, 1, 2, 1)
+
+
+@pytest.mark.parametrize("change", [{"dim": 4}, {"gate": "softplus"}, {"normalize": True}])
+def test_a_scalar_head_refuses_what_only_an_embedding_has(change):
+    with pytest.raises(ValueError, match=r"--gpm.head reward .* needs --gpm.dim 2, --gpm.gate none and --gpm.no_norm"):
+        GPMConfig(**({"head": "reward", "dim": 2, "gate": "none", "normalize": False} | change))
 
 
 @pytest.mark.parametrize("gate", ["softmax", "softmax_scaled"])

@@ -6,7 +6,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from openrlhf_gpm.core import group_scores, preference_loss, preference_score
 from openrlhf_gpm.models.config import GPMConfig
-from openrlhf_gpm.models.gpm import Fp32Linear, gpm_class, make_gpm_class, scale_gate, unpad
+from openrlhf_gpm.models.gpm import Fp32Linear, gpm_class, make_gpm_class, scale_gate
 
 TRUNKS = ["llama", "qwen2", "mistral", "gemma2", "gpt2", "gpt_neox"]
 LENGTHS = [5, 12, 2, 9]
@@ -47,14 +47,6 @@ def test_gate_formulas_by_hand(kind):
 def test_an_unknown_gate_is_an_error():
     with pytest.raises(ValueError, match=r"--gpm\.gate"):
         scale_gate(torch.zeros(1, 2), "sigmoid", 8)
-
-
-def test_unpad_by_hand():
-    ids, positions, first, last = unpad(torch.tensor([[0, 0, 7], [5, 6, 0]]), torch.tensor([[0, 0, 1], [1, 1, 0]]))
-    assert ids.tolist() == [[7, 5, 6]]
-    assert positions.tolist() == [[0, 0, 1]]
-    assert first.tolist() == [0, 1]
-    assert last.tolist() == [0, 2]
 
 
 @pytest.mark.parametrize("trunk", TRUNKS)
@@ -243,3 +235,18 @@ def test_context_parallelism_is_refused(new_gpm):
 def test_what_openrlhf_passes_to_every_reward_model_is_accepted(new_gpm):
     v, _ = new_gpm()(*padded(samples(), "left"), PROMPTS, pad_sequence=True, packed_seq_lens=[5, 12, 2, 9])
     assert v.shape == (4, 6)
+
+
+@pytest.mark.parametrize("tau", [0.01, 0.1, 1.0, 5000.0])
+def test_a_learnable_tau_starts_at_the_configs_and_reaches_the_optimizer(new_gpm, tau):
+    from openrlhf_gpm.models.gpm import Temperature
+
+    temperature = Temperature(tau)
+    temperature.reset()
+    assert temperature().item() == pytest.approx(tau, rel=1e-4)
+    assert temperature().shape == ()
+    model = new_gpm(learn_tau=True)
+    assert "temperature.rho" in dict(model.named_parameters())
+    outputs = model(torch.tensor([[5, 6, 1]]), prompt_lens=torch.tensor([1]), return_output=True)[2]
+    outputs.tau.backward()
+    assert model.temperature.rho.grad.item() > 0

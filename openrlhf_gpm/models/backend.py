@@ -1,0 +1,137 @@
+"""From groups of encoded samples to embeddings and gates: what a backend is, and the one that runs the model here."""
+
+import logging
+from collections.abc import Sequence
+from itertools import accumulate, pairwise
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from openrlhf_gpm.models.batching import fullest_prompt, length_batches
+from openrlhf_gpm.models.config import GPMConfig
+from openrlhf_gpm.models.formatting import Encoded, collate
+from openrlhf_gpm.models.prefix import MIN_SAVED, embed_shared, saved_share, sharing_obstacle, sliding_window
+
+logger = logging.getLogger(__name__)
+
+BATCH_TOKENS = 16384
+SHARE_PROMPT = ("auto", "off")
+
+
+class Backend(Protocol):
+    """What turns token ids into embeddings."""
+
+    @property
+    def config(self) -> GPMConfig: ...
+    @property
+    def device(self) -> torch.device: ...
+
+    def embed_groups(self, groups: Sequence[Sequence[Encoded]]) -> tuple[Tensor, Tensor]:
+        """G groups of samples, N in all -> v (N, 2k) in order and one gate a group (G, k), fp32 on the CPU.
+
+        The gate is that of the group's `fullest_prompt`; all ones without a gate.
+        """
+        ...
+
+
+@torch.no_grad()
+def embed_encoded(
+    model: Any, encoded: list[Encoded], pad_token_id: int, device: torch.device | str
+) -> tuple[Tensor, Tensor]:
+    """One model call on B encoded samples -> embeddings (B, 2k) and gates (B, k), fp32 on the CPU."""
+    batch = {name: tensor.to(device) for name, tensor in collate(encoded, pad_token_id).items()}
+    v, gate = model(**batch)
+    return v.float().cpu(), gate.float().cpu()
+
+
+class TorchBackend:
+    """Embeddings from a loaded GPM: the prompt once where that pays and is exact, else every sample in full.
+
+    Args:
+        model: a GPM in eval mode.
+        device: where it is.
+        batch_tokens: padded tokens per forward pass.
+        pad_token_id: any id.
+        share_prompt: "auto", or "off" to encode every sample in full.
+
+    Raises:
+        ValueError: batch_tokens < 1 or another share_prompt; the text names the flag.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        device: torch.device | str = "cpu",
+        batch_tokens: int = BATCH_TOKENS,
+        pad_token_id: int = 0,
+        share_prompt: str = "auto",
+    ) -> None:
+        if batch_tokens < 1:
+            raise ValueError(f"--batch_tokens must be >= 1, got {batch_tokens}")
+        check_share_prompt(share_prompt)
+        self.model = model
+        self.config: GPMConfig = model.gpm_config
+        self.device = torch.device(device)
+        self.batch_tokens = batch_tokens
+        self.pad_token_id = pad_token_id
+        self.share_prompt = share_prompt
+        self.longest_shared: int | None = None  # tokens of a sample, where a sliding window sets a limit
+        if share_prompt == "auto":
+            obstacle = sharing_obstacle(model)
+            if obstacle:
+                logger.warning("prompts are not shared between responses: %s", obstacle)
+                self.share_prompt = "off"
+            else:
+                self.longest_shared = sliding_window(model.config)
+
+    def embed_groups(self, groups: Sequence[Sequence[Encoded]]) -> tuple[Tensor, Tensor]:
+        """See `Backend`."""
+        v = torch.empty(sum(map(len, groups)), self.config.dim)
+        gate = torch.ones(len(groups), self.config.k)
+        rows = group_rows(groups)
+        shared = [g for g, group in enumerate(groups) if self.shares(group)]
+        if shared:
+            samples = [row for g in shared for row in rows[g]]
+            v[samples], gate[shared] = embed_shared(
+                self.model, [groups[g] for g in shared], self.pad_token_id, self.device, self.batch_tokens
+            )
+
+        whole = sorted(set(range(len(groups))) - set(shared))
+        encoded = [sample for g in whole for sample in groups[g]]
+        readers = {}  # where in `encoded` a group's gate is read
+        start = 0
+        for g in whole:
+            if groups[g]:
+                readers[start + fullest_prompt(groups[g])] = g
+            start += len(groups[g])
+        samples = [row for g in whole for row in rows[g]]
+        for batch in length_batches([len(e.input_ids) for e in encoded], self.batch_tokens):
+            v_batch, gate_batch = embed_encoded(
+                self.model, [encoded[i] for i in batch], self.pad_token_id, self.device
+            )
+            v[[samples[i] for i in batch]] = v_batch
+            for row, i in enumerate(batch):
+                if i in readers:
+                    gate[readers[i]] = gate_batch[row]
+        return v, gate
+
+    def shares(self, group: Sequence[Encoded]) -> bool:
+        """Whether the group's common prefix is computed once."""
+        if self.share_prompt == "off" or len(group) < 2:
+            return False
+        if self.longest_shared is not None and max(len(e.input_ids) for e in group) > self.longest_shared:
+            return False
+        return saved_share(group) >= MIN_SAVED
+
+
+def check_share_prompt(share_prompt: str) -> None:
+    """Raise ValueError unless it is one of `SHARE_PROMPT`."""
+    if share_prompt not in SHARE_PROMPT:
+        raise ValueError(f"--share_prompt must be one of {', '.join(SHARE_PROMPT)}; got {share_prompt!r}")
+
+
+def group_rows(groups: Sequence[Sequence[Encoded]]) -> list[list[int]]:
+    """For each group, where its samples are when all are laid in a row."""
+    ends = list(accumulate(map(len, groups), initial=0))
+    return [list(range(start, end)) for start, end in pairwise(ends)]
