@@ -103,6 +103,13 @@ def _add_reward_model_arguments(parser: ArgumentParser) -> None:
         "Used with --reward_model_type gpm. They are stored in the checkpoint, so no later command repeats them; "
         "training that continues a GPM keeps what its checkpoint says.",
     )
+    group.add_argument(
+        "--gpm.head",
+        choices=["embedding", "reward", "pairwise"],
+        default="embedding",
+        help="embedding: a GPM; reward: Bradley-Terry, trained by the same code; pairwise: an encoder of prompt and "
+        "two responses in both orders, the O(K^2) peer",
+    )
     group.add_argument("--gpm.dim", type=int, default=None, help="embedding size 2k, even (default 8)")
     group.add_argument(
         "--gpm.gate",
@@ -113,11 +120,58 @@ def _add_reward_model_arguments(parser: ArgumentParser) -> None:
     group.add_argument(
         "--gpm.tau", type=float, default=None, help="temperature: log-odds are the raw score / tau (default 0.1)"
     )
+    group.add_argument("--gpm.learn_tau", action="store_true", help="tau is trained, starting from --gpm.tau")
     group.add_argument(
         "--gpm.no_normalize", action="store_true", help="leave embeddings at their length instead of unit length"
     )
+    group = parser.add_argument_group(
+        "training a general preference model", "Used with --reward_model_type gpm; the checkpoint does not keep them."
+    )
+    group.add_argument(
+        "--gpm.loss",
+        choices=["ce", "mse"],
+        default="ce",
+        help="ce: cross-entropy with the rows' labels; mse: squared error to the rows' log_odds",
+    )
     group.add_argument(
         "--gpm.label_smoothing", type=float, default=0.0, help="probability in [0, 0.5) that a label is wrong"
+    )
+    group.add_argument(
+        "--gpm.lm_coef",
+        type=float,
+        default=0.0,
+        help="weight of a language-model loss on the preferred responses, a regulariser (tied embeddings only)",
+    )
+    group.add_argument(
+        "--gpm.share_prompt",
+        choices=["auto", "off"],
+        default="auto",
+        help="encode a prompt once for all its responses, exactly (needs --ds.attn_implementation sdpa, no packing)",
+    )
+    group.add_argument(
+        "--gpm.merge_prompts",
+        action="store_true",
+        help="rows with the same prompt become one group: each response is encoded once, every comparison is used; "
+        "batch sizes then count prompts",
+    )
+    group.add_argument(
+        "--gpm.held_out",
+        type=float,
+        default=0.0,
+        metavar="SHARE",
+        help="keep this share of the prompts for evaluation (without --eval.dataset)",
+    )
+    group.add_argument(
+        "--gpm.bad_rows",
+        choices=["refuse", "skip"],
+        default="refuse",
+        help="rows that are no preference: end the run at the first, or leave them out and say how many",
+    )
+    group.add_argument(
+        "--gpm.save_best",
+        choices=["loss", "acc"],
+        default=None,
+        help="keep the checkpoint of the best evaluation in CKPT.OUTPUT_DIR/best",
     )
 
 

@@ -8,6 +8,7 @@ from openrlhf.utils.logging_utils import init_logger
 from transformers import AutoConfig
 
 from openrlhf_gpm.models.config import GPMConfig
+from openrlhf_gpm.models.prefix import config_obstacle, sliding_window
 from openrlhf_gpm.plugin import REGRESSION_LOSSES
 
 logger = init_logger(__name__)
@@ -19,6 +20,15 @@ def check_reward_training(args: SimpleNamespace) -> None:
     config_from_flags(args)
     if not 0.0 <= args.gpm.label_smoothing < 0.5:
         raise ValueError(f"--gpm.label_smoothing must be in [0, 0.5), got {args.gpm.label_smoothing}")
+    if not 0.0 <= args.gpm.held_out < 1.0:
+        raise ValueError(f"--gpm.held_out must be a share of the prompts in [0, 1), got {args.gpm.held_out}")
+    if args.gpm.held_out and args.eval.dataset:
+        raise ValueError("--gpm.held_out and --eval.dataset both say what to evaluate on: remove one")
+    if args.gpm.loss == "mse" and args.gpm.label_smoothing:
+        raise ValueError("--gpm.label_smoothing belongs to --gpm.loss ce; mse regresses on given log-odds")
+    if args.gpm.loss == "mse" and args.model.margin_loss_enable:
+        raise ValueError("--model.margin_loss_enable belongs to --gpm.loss ce; mse regresses on given log-odds")
+    _check_lm(args)
     if not args.model.model_name_or_path:
         raise ValueError("--model.model_name_or_path is missing: name the model to train the GPM from")
     if not args.data.dataset:
@@ -32,13 +42,47 @@ def check_reward_training(args: SimpleNamespace) -> None:
 def config_from_flags(args: SimpleNamespace) -> GPMConfig:
     """The GPM that `train_rm`'s flags describe; a flag that is not given keeps `GPMConfig`'s default."""
     flags = {"dim": args.gpm.dim, "gate": args.gpm.gate, "tau": args.gpm.tau}
+    normalize = not args.gpm.no_normalize
+    if args.gpm.head != "embedding":  # Bradley-Terry and the pairwise encoder: one number, tau 1 unless given
+        scalar = {"dim": 2, "gate": "none", "tau": 1.0}
+        flags = {name: scalar[name] if value is None else value for name, value in flags.items()}
+        normalize = False
     return GPMConfig(
-        normalize=not args.gpm.no_normalize,
+        head=args.gpm.head,
+        learn_tau=args.gpm.learn_tau,
+        normalize=normalize,
         chat_template=args.data.apply_chat_template,
         input_template=args.data.input_template,
         max_len=args.data.max_len,
         **{name: value for name, value in flags.items() if value is not None},
     )
+
+
+def why_not_share_prompts(args: SimpleNamespace) -> str | None:
+    """Why a group's prompt cannot be encoded once in training, None where it can."""
+    if args.gpm.share_prompt == "off":
+        return "--gpm.share_prompt off"
+    if args.ds.packing_samples:
+        return "--ds.packing_samples packs whole samples"
+    if args.ds.attn_implementation not in ("sdpa", "eager"):
+        return f"--ds.attn_implementation {args.ds.attn_implementation} takes no tree mask, sdpa does"
+    config = AutoConfig.from_pretrained(args.model.model_name_or_path)
+    window = sliding_window(config)
+    if window is not None and args.data.max_len > window:
+        return f"the trunk's sliding window is shorter ({window}) than --data.max_len {args.data.max_len}"
+    return config_obstacle(config)
+
+
+def _check_lm(args: SimpleNamespace) -> None:
+    if args.gpm.lm_coef < 0:
+        raise ValueError(f"--gpm.lm_coef must be >= 0, got {args.gpm.lm_coef}")
+    if args.gpm.lm_coef:
+        config = AutoConfig.from_pretrained(args.model.model_name_or_path)
+        if not config.get_text_config().tie_word_embeddings:
+            raise ValueError(
+                f"--gpm.lm_coef needs a model that ties its output layer to its embeddings, which "
+                f"{args.model.model_name_or_path} does not: leave it at 0"
+            )
 
 
 def check_alignment(args: SimpleNamespace) -> None:

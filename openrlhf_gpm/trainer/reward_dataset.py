@@ -1,64 +1,195 @@
-"""Preference pairs for OpenRLHF's reward-model training, through the formatter that every other path uses."""
+"""Preferences for OpenRLHF's reward-model training, through the formatter that every other path uses."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 from openrlhf.plugins import exit_with_usage_error
+from openrlhf.utils.logging_utils import init_logger
 from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from openrlhf_gpm.data import PairKeys, normalise_pair
-from openrlhf_gpm.models.config import GPMConfig
-from openrlhf_gpm.models.formatting import Formatter, collate
+from openrlhf_gpm.data import BadRows, Comparison, PairKeys, merge_prompts, normalise_preference, split_by_prompt
+from openrlhf_gpm.models.batching import fullest_prompt, shared_length
+from openrlhf_gpm.models.formatting import Encoded, Formatter, collate, pair_text
+from openrlhf_gpm.models.layout import collate_trees
+from openrlhf_gpm.trainer.arguments import config_from_flags, why_not_share_prompts
+
+logger = init_logger(__name__)
+
+TREE_GAIN = 0.9  # a tree is taken when it has at most this share of the padded tokens of full encoding
+
+
+@dataclass(frozen=True)
+class Row:
+    """One prompt: its responses as token ids, each once, and the comparisons between them."""
+
+    name: str
+    samples: list[Encoded]
+    comparisons: Sequence[Comparison]
 
 
 class GPMRewardDataset(Dataset):
-    """Takes the place of OpenRLHF's `RewardDataset`: same arguments, any accepted form of a pair.
+    """Takes the place of OpenRLHF's `RewardDataset`: same arguments, any accepted form of preferences.
 
-    `collate_fn` gives `input_ids`, `attention_mask` (2B, T), the B chosen before the B rejected; `prompt_lens` (2B,);
-    `label` (B,), the probability that chosen is better; `margin` (B,), raw score units.
-    A row that is no preference ends the run with one line that names it and exit status 2.
+    An item is a `Row`, so batch sizes count prompts. `held_out`: the same for the prompts that --gpm.held_out keeps
+    out of training, or None. A row that is no preference ends the run with one line that names it and exit status 2,
+    unless --gpm.bad_rows skip.
     """
 
     def __init__(
         self, dataset: Any, tokenizer: Any, max_length: int, strategy: Any, input_template: str | None = None
     ) -> None:
-        args: SimpleNamespace = strategy.args
-        if args.data.apply_chat_template and args.data.tokenizer_chat_template:
-            tokenizer.chat_template = args.data.tokenizer_chat_template
-        self.pad_token_id: int = tokenizer.pad_token_id
-        format_rules = GPMConfig(
-            chat_template=args.data.apply_chat_template, input_template=input_template, max_len=max_length
-        )
-        encode = Formatter.from_config(tokenizer, format_rules).encode
-        keys = PairKeys(args.data.prompt_key, args.data.chosen_key, args.data.rejected_key)
-        rows = tqdm(dataset, desc="Reading preferences", disable=not strategy.is_rank_0())
-        self.pairs = [_encode_pair(number, row, keys, encode) for number, row in enumerate(rows)]
+        self.args: SimpleNamespace = strategy.args
+        self.strategy = strategy
+        if self.args.data.apply_chat_template and self.args.data.tokenizer_chat_template:
+            tokenizer.chat_template = self.args.data.tokenizer_chat_template
+        self.formatter = Formatter.from_config(tokenizer, config_from_flags(self.args))
+        reason = why_not_share_prompts(self.args)
+        self.share_prompt = reason is None
+        if reason and self.args.gpm.share_prompt == "auto" and strategy.is_rank_0():
+            logger.info("prompts are encoded once a response, not once a group: %s", reason)
+
+        self.held_out: GPMRewardDataset | None = None
+        groups = self._read(dataset)
+        if self.args.gpm.merge_prompts:
+            groups = merge_prompts(groups)
+        if self.args.gpm.held_out and not self.args.eval.dataset:
+            groups, rest = split_by_prompt(groups, self.args.gpm.held_out, self.args.train.seed)
+            if not groups or not rest:
+                self._stop(f"--gpm.held_out {self.args.gpm.held_out} leaves no prompt on one side: give more data")
+            self.held_out = object.__new__(GPMRewardDataset)
+            self.held_out.__dict__.update(self.__dict__, rows=self._encode(rest))
+        self.rows = self._encode(groups)
 
     def __len__(self) -> int:
-        return len(self.pairs)
+        return len(self.rows)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return self.pairs[index]
+    def __getitem__(self, index: int) -> Row:
+        return self.rows[index]
 
-    def collate_fn(self, pairs: list[dict[str, Any]]) -> dict[str, Tensor]:
-        encoded = [pair[side] for side in ("chosen", "rejected") for pair in pairs]
-        return collate(encoded, self.pad_token_id) | {
-            "label": torch.tensor([pair["label"] for pair in pairs]),
-            "margin": torch.tensor([pair["margin"] for pair in pairs]),
+    def collate_fn(self, rows: list[Row]) -> dict[str, Any]:
+        """G rows with R samples and C comparisons.
+
+        `inputs`: what the model is called with. Per comparison, (C,): `first`, `second`, rows of the model's
+        embeddings; `gate`, row of its gates; `label` = P(first beats second); `margin`, raw score units; `log_odds`. `names`: G.
+        """
+        groups = [row.samples for row in rows]
+        samples = [sample for group in groups for sample in group]
+        sizes = torch.tensor([len(group) for group in groups])
+        starts = sizes.cumsum(0) - sizes
+        counts = torch.tensor([len(row.comparisons) for row in rows])
+        comparisons = [comparison for row in rows for comparison in row.comparisons]
+        shift = starts.repeat_interleave(counts)
+
+        tree = self.share_prompt and self._tree_pays(groups)
+        if tree:
+            inputs = collate_trees(groups, self.formatter.pad_token_id)
+            gate = torch.arange(len(rows))
+        else:
+            inputs = collate(samples, self.formatter.pad_token_id)
+            gate = starts + torch.tensor([fullest_prompt(group) for group in groups])
+        first = shift + torch.tensor([comparison.first for comparison in comparisons])
+        second = shift + torch.tensor([comparison.second for comparison in comparisons])
+        label = torch.tensor([comparison.label for comparison in comparisons], dtype=torch.float32)
+        if self.args.gpm.lm_coef:
+            preferred = torch.where(label < 0.5, second, first).unique()
+            inputs |= lm_targets(inputs, samples, preferred)
+        return {
+            "inputs": inputs,
+            "first": first,
+            "second": second,
+            "gate": gate.repeat_interleave(counts),
+            "label": label,
+            "margin": torch.tensor([comparison.margin for comparison in comparisons], dtype=torch.float32),
+            "log_odds": torch.tensor(
+                [float("nan") if c.log_odds is None else c.log_odds for c in comparisons], dtype=torch.float32
+            ),
+            "names": [row.name for row in rows],
         }
 
+    def _tree_pays(self, groups: list[list[Encoded]]) -> bool:
+        lengths = [[len(sample.input_ids) for sample in group] for group in groups]
+        full = sum(map(len, lengths)) * max(map(max, lengths))
+        tree = len(groups) * max(
+            sum(own) - (len(own) - 1) * shared_length(group) for own, group in zip(lengths, groups, strict=True)
+        )
+        return tree <= TREE_GAIN * full
 
-def _encode_pair(number: int, row: dict[str, Any], keys: PairKeys, encode: Callable[..., Any]) -> dict[str, Any]:
-    try:
-        pair = normalise_pair(row, keys)
-        chosen, rejected = encode(pair.prompt, pair.chosen), encode(pair.prompt, pair.rejected)
-    except ValueError as error:
+    def _read(self, dataset: Any) -> list[Any]:
+        keys = PairKeys(self.args.data.prompt_key, self.args.data.chosen_key, self.args.data.rejected_key)
+        bad = BadRows()
+        groups = []
+        for number, row in enumerate(self._progress(dataset, "Reading preferences")):
+            try:
+                group = normalise_preference(row, keys)
+                if self.args.gpm.loss == "mse" and any(c.log_odds is None for c in group.comparisons):
+                    raise ValueError("--gpm.loss mse needs a column 'log_odds', the log-odds that chosen wins")
+                groups.append(group)
+            except ValueError as error:
+                if self.args.gpm.bad_rows == "refuse":
+                    self._stop(f"preference data, row {number}: {error}; --gpm.bad_rows skip leaves such rows out")
+                bad.add(f"row {number}", str(error))
+        if bad.count and self.strategy.is_rank_0():
+            logger.warning("preference data: %s", bad.summary())
+        if not groups:
+            self._stop("preference data: there is no usable row")
+        return groups
+
+    def _encode(self, groups: list[Any]) -> list[Row]:
+        rows = []
+        for number, group in enumerate(self._progress(groups, "Tokenising")):
+            name = f"row {number}" if group.id is None else str(group.id)
+            try:
+                rows.append(encode_group(group, self.formatter, name, self.args.gpm.head == "pairwise"))
+            except ValueError as error:
+                self._stop(f"preference data, {name}: {error}")
+        return rows
+
+    def _progress(self, items: Iterable[Any], what: str) -> Iterable[Any]:
+        return tqdm(items, desc=what, disable=not self.strategy.is_rank_0())
+
+    def _stop(self, text: str) -> None:
         # OpenRLHF builds datasets after its own checks, where an exception would end in a traceback.
-        exit_with_usage_error("train_rm", ValueError(f"preference data, row {number}: {error}"))
-    return {"chosen": chosen, "rejected": rejected, "label": pair.label, "margin": pair.margin}
+        exit_with_usage_error("train_rm", ValueError(text))
+
+
+def encode_group(group: Any, formatter: Formatter, name: str, pairwise: bool) -> Row:
+    """Token ids of a group's responses; `pairwise`: of the two orders of each comparison's responses instead."""
+    if not pairwise:
+        return Row(name, [formatter.encode(group.prompt, text) for text in group.responses], group.comparisons)
+    samples: list[Encoded] = []
+    comparisons: list[Comparison] = []
+    for c in group.comparisons:
+        texts = group.responses[c.first], group.responses[c.second]
+        comparisons.append(Comparison(len(samples), len(samples) + 1, c.label, c.margin, c.log_odds))
+        samples += [formatter.encode(group.prompt, pair_text(*order)) for order in (texts, texts[::-1])]
+    return Row(name, samples, comparisons)
+
+
+def lm_targets(inputs: dict[str, Tensor], samples: list[Encoded], chosen: Tensor) -> dict[str, Tensor]:
+    """`lm_from` and `lm_to` (see the model's forward) of the response tokens of the samples `chosen`, (S,) indices."""
+    width = inputs["input_ids"].shape[1]
+    columns = torch.arange(width)
+    if "segments" in inputs:
+        segments = inputs["segments"]  # (G, T)
+        last = segments.max(1).values  # samples of each row
+        row = torch.arange(len(segments)).repeat_interleave(last)[chosen]
+        segment = torch.cat([torch.arange(1, int(n) + 1) for n in last])[chosen]
+        mine = (segments[row] == 0) | (segments[row] == segment[:, None])  # (S, T)
+    else:
+        row = chosen
+        mine = inputs["attention_mask"][row].bool()
+    place = mine.cumsum(1) - 1  # of a token in its sample
+    prompt = torch.tensor([samples[i].prompt_len for i in chosen.tolist()])[:, None]
+    to = mine & (place >= prompt)
+    before = torch.where(mine, columns, -1).cummax(1).values.roll(1, 1)  # column of the token before, for tokens
+    return {
+        "lm_from": (row[:, None] * width + before)[to],
+        "lm_to": inputs["input_ids"][row][to],
+    }

@@ -40,18 +40,29 @@ def build_gpm(
     if stored and init_value_head:
         logger.warning("%s is a GPM already: its own dim, gate, tau and format are kept, not those of --gpm.*", path)
     kwargs["value_head_prefix"] = "score"
+    to_save = ["score", *(["gate"] if gpm.gated else []), *(["temperature"] if gpm.learn_tau else [])]
     model = get_llm_for_sequence_regression(
         path,
         model_type,
         init_value_head=init_value_head and not stored,
         reward_model_class=_gpm_class,
         config_overrides={"gpm": gpm.to_dict(), "value_head_prefix": "score"},
-        lora_modules_to_save=["score"] if gpm.gate == "none" else ["score", "gate"],
+        lora_modules_to_save=to_save,
         **kwargs,
     )
-    if init_value_head and not stored and gpm.gate != "none":
+    if init_value_head and not stored and gpm.gated:
         _zero_(model.gate.weight)
     return model
+
+
+def store_tau(model: Any) -> None:
+    """Write the value that a learnable tau has now into the model's config, where scoring reads it. Collective."""
+    if not model.config.gpm["learn_tau"]:
+        return
+    temperature = model.temperature
+    gathered = deepspeed.zero.GatheredParameters([temperature.rho], enabled=hasattr(temperature.rho, "ds_id"))
+    with gathered, torch.no_grad():
+        model.config.gpm["tau"] = float(temperature())
 
 
 def _gpm_class(pretrained_class: type, trunk_class: type, _prefix: str, packing_samples: bool) -> type:

@@ -1,4 +1,4 @@
-"""Trains a GPM with OpenRLHF's reward-model trainer; the only change is the loss of a batch."""
+"""Trains a GPM with OpenRLHF's reward-model trainer: what changes is the loss of a batch, and what a run keeps."""
 
 from __future__ import annotations
 
@@ -8,48 +8,82 @@ import torch
 from openrlhf.trainer.rm_trainer import RewardModelTrainer
 from torch import Tensor
 
-from openrlhf_gpm.core import cyclic_share, group_scores, preference_loss, preference_score
+from openrlhf_gpm.core import cyclic_share, group_scores, preference_loss, preference_score, score_regression_loss
+from openrlhf_gpm.trainer.best_checkpoint import BestCheckpoint, write_card
+from openrlhf_gpm.trainer.reward_model import store_tau
 
 
 class GPMRewardTrainer(RewardModelTrainer):
-    """RewardModelTrainer, except that a pair's loss is the cross-entropy of its preference score (A.3)."""
+    """RewardModelTrainer, except that a comparison's loss is the cross-entropy of its preference score (A.3)."""
 
-    def compute_loss(self, data: dict[str, Tensor]) -> tuple[Tensor, Any, Tensor, Tensor, dict[str, float]]:
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.best = BestCheckpoint(self.strategy, self.tokenizer, self.args) if self.args.gpm.save_best else None
+        self.metrics: dict[str, float] = {}  # of the last evaluation, for the model card
+
+    def fit(self, args: Any, consumed_samples: int = 0, num_update_steps_per_epoch: int | None = None) -> None:
+        """Upstream's loop; afterwards the learned tau is in the config and the model card beside the checkpoint."""
+        super().fit(args, consumed_samples, num_update_steps_per_epoch)
+        store_tau(self.strategy._unwrap_model(self.model))
+        if self.strategy.is_rank_0():
+            write_card(args, self.strategy._unwrap_model(self.model).config, self.metrics)
+
+    def compute_loss(self, data: dict[str, Any]) -> tuple[Tensor, Any, Tensor, Tensor, dict[str, float]]:
         """See RewardModelTrainer.compute_loss; `data` is a batch of GPMRewardDataset.
 
         Upstream counts `chosen_reward > reject_reward` as right, so it is given the score of the answer that the label
-        prefers and zero.
+        prefers and zero. Raises FloatingPointError, with the names of the rows, for a loss or embedding not finite.
         """
         device = next(self.model.parameters()).device
-        data = {name: tensor.to(device) for name, tensor in data.items()}
         embedding, gate, outputs = self.model(
-            data["input_ids"],
-            attention_mask=data["attention_mask"],
-            prompt_lens=data["prompt_lens"],
+            **{name: tensor.to(device) for name, tensor in data["inputs"].items()},
             return_output=True,
             ring_attn_group=self.strategy.ring_attn_group,
         )
-        tau = self.strategy._unwrap_model(self.model).config.gpm["tau"]
-        chosen, rejected = embedding.chunk(2)
-        gate = gate.chunk(2)[0]  # one prompt, one gate
-        score = preference_score(chosen, rejected, gate, tau)  # (B,) log-odds
-
-        loss = preference_loss(
-            score,
-            data["label"],
-            smoothing=self.args.gpm.label_smoothing if self.model.training else 0.0,
-            margin=data["margin"] if self.margin_loss else None,
-            tau=tau,
+        first, second, of_prompt, label, margin, log_odds = (
+            data[name].to(device) for name in ("first", "second", "gate", "label", "margin", "log_odds")
         )
-        aux_loss = outputs.aux_loss if self.aux_loss else 0
-        preferred = torch.where(data["label"] < 0.5, -score, score).detach()
-        return loss, aux_loss, preferred, torch.zeros_like(preferred), _metrics(embedding, gate, preferred, tau)
+        config = self.strategy._unwrap_model(self.model).config.gpm
+        tau = outputs.tau if config["learn_tau"] else config["tau"]
+        score = preference_score(embedding[first], embedding[second], gate[of_prompt], tau)  # (C,) log-odds
 
-    def evaluate(self, eval_dataloader: Any, steps: int = 0) -> None:
-        """Upstream's evaluation. It leaves a reward's mean and std in the config; a score has none."""
-        super().evaluate(eval_dataloader, steps)
-        config = self.strategy._unwrap_model(self.model).config
-        del config.mean, config.std
+        if self.args.gpm.loss == "mse":
+            loss = score_regression_loss(score, log_odds)
+        else:
+            loss = preference_loss(
+                score,
+                label,
+                smoothing=self.args.gpm.label_smoothing if self.model.training else 0.0,
+                margin=margin if self.margin_loss else None,
+                tau=tau,
+            )
+        preferred = torch.where(label < 0.5, -score, score).detach()
+        logs = _metrics(embedding, gate, preferred, float(tau))
+        if self.args.gpm.lm_coef and self.model.training:
+            loss = loss + self.args.gpm.lm_coef * outputs.lm_loss
+            logs["lm_loss"] = outputs.lm_loss.item()
+        _check_finite(loss, embedding, data["names"])
+        aux_loss = outputs.aux_loss if self.aux_loss else 0
+        return loss, aux_loss, preferred, torch.zeros_like(preferred), logs
+
+    def evaluate(self, eval_dataloader: Any, steps: int = 0) -> dict[str, float]:
+        """Upstream's evaluation, which leaves a reward's mean and std in the config: a score has none."""
+        model = self.strategy._unwrap_model(self.model)
+        self.metrics = super().evaluate(eval_dataloader, steps)
+        del model.config.mean, model.config.std
+        if self.best is not None:
+            store_tau(model)
+            self.best.update(self.model, self.metrics, steps)
+        return self.metrics
+
+
+def _check_finite(loss: Tensor, embedding: Tensor, names: list[str]) -> None:
+    if not bool(torch.isfinite(loss) & torch.isfinite(embedding).all()):
+        shown = ", ".join(names[:8]) + (" ..." if len(names) > 8 else "")
+        raise FloatingPointError(
+            f"loss {loss.item()} or an embedding is not finite in the batch of {shown}: look at these rows, lower "
+            "--adam.lr, or train with --ds.param_dtype fp32"
+        )
 
 
 @torch.no_grad()
@@ -59,6 +93,7 @@ def _metrics(embedding: Tensor, gate: Tensor, preferred: Tensor, tau: float) -> 
     prob: mean probability of the preferred answer. score_scale: mean |score|, log-odds. gate_entropy: of the gate as a
     distribution over its k planes, nats. cyclic_share: the part of the scores among all the batch's embeddings, in
     [0, 1], that no scalar reward can express; a property of the embedding space, for no two prompts are ever compared.
+    tau: the temperature.
     """
     weights = gate / gate.sum(-1, keepdim=True)
     return {
@@ -66,4 +101,5 @@ def _metrics(embedding: Tensor, gate: Tensor, preferred: Tensor, tau: float) -> 
         "score_scale": preferred.abs().mean().item(),
         "gate_entropy": torch.special.entr(weights).sum(-1).mean().item(),
         "cyclic_share": cyclic_share(group_scores(embedding.detach(), gate.mean(0), tau)).item(),
+        "tau": tau,
     }

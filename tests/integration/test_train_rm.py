@@ -1,10 +1,12 @@
 """Training a GPM by OpenRLHF's own command: cycles are learnt, whatever the stage, ranks, packing or LoRA."""
 
+import json
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from openrlhf_gpm import GPM
 
@@ -78,6 +80,57 @@ def test_a_lora_checkpoint_scores_as_the_run_evaluated_it(stack, cycle, tmp_path
     prob = sum(result["probs"][i][(i + 1) % 3] for i in range(3)) / 3
     assert curves["eval/acc_mean"][-1] == 1.0
     assert prob == pytest.approx(curves["eval/prob"][-1], abs=1e-3)
+
+
+EXTRAS = (
+    *(*GPM_FLAGS, "--gpm.learn_tau", "--gpm.lm_coef", "0.1", "--gpm.held_out", "0.25", "--eval.dataset", ""),
+    *("--gpm.save_best", "loss", "--eval.steps", "1", "--train.max_epochs", "2"),
+)
+
+
+def test_temperature_regulariser_and_best_checkpoint_agree_over_stages_and_ranks(stack, tmp_path):
+    tied = ("--model.model_name_or_path", stack.world["tied_policy"], "--adam.lr", "1e-2")
+    curves = stack.train_rm(tmp_path / "one", *EXTRAS, *tied)
+    other = stack.train_rm(tmp_path / "two", *EXTRAS, *tied, "--ds.zero_stage", "3", ranks=2)
+    for name in ("eval/eval_loss", "eval/tau"):
+        assert other[name] == pytest.approx(curves[name], rel=1e-3), name
+    assert curves["train/lm_loss"][-1] < curves["train/lm_loss"][0]
+
+    step = min(range(len(curves["eval/eval_loss"])), key=curves["eval/eval_loss"].__getitem__)
+    for out, measured in (("one", curves), ("two", other)):
+        best = tmp_path / out / "best"
+        record = json.loads((best / "best.json").read_text())
+        assert record["step"] == step + 1
+        assert record["eval_loss"] == pytest.approx(min(measured["eval/eval_loss"]))
+        gpm = GPM.from_pretrained(best)
+        assert gpm.config.tau != 0.1
+        assert gpm.config.tau == pytest.approx(measured["eval/tau"][step], rel=1e-5)
+        assert "eval_loss" in (best / "README.md").read_text()
+        assert (tmp_path / out / "README.md").exists()
+        assert not list((tmp_path / out).glob(".best*"))
+    last = GPM.from_pretrained(tmp_path / "one").config.tau
+    assert last == pytest.approx(curves["eval/tau"][-1], rel=1e-5)
+
+
+def test_a_shared_prompt_trains_on_the_numbers_of_full_encoding(stack, tmp_path):
+    shared = stack.train_rm(tmp_path / "shared", *GPM_FLAGS)
+    full = stack.train_rm(tmp_path / "full", *GPM_FLAGS, "--gpm.share_prompt", "off")
+    assert shared["train/loss"] == pytest.approx(full["train/loss"], abs=1e-5)
+    assert shared["train/grad_norm"] == pytest.approx(full["train/grad_norm"], rel=1e-4)
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_with_the_names_of_its_rows(stack, tmp_path):
+    """One token's embedding is NaN, and one row has that token."""
+    shutil.copytree(stack.world["base"], tmp_path / "broken")
+    weights = load_file(tmp_path / "broken" / "model.safetensors")
+    weights["model.embed_tokens.weight"][-1] = float("nan")
+    save_file(weights, tmp_path / "broken" / "model.safetensors", {"format": "pt"})
+    rows = [{"id": f"pair-{i}", "prompt": "w1 ", "chosen": f"w{i}", "rejected": "w2"} for i in (3, 4, 5, 59)]
+    stack.write_jsonl(tmp_path / "rows.jsonl", rows)
+    broken = ("--model.model_name_or_path", str(tmp_path / "broken"), "--data.dataset", str(tmp_path / "rows.jsonl"))
+    single = ("--train.micro_batch_size", "1", "--train.batch_size", "1")
+    with pytest.raises(AssertionError, match=r"not finite in the batch of pair-59: "):
+        stack.train_rm(tmp_path / "nan", *GPM_FLAGS, *broken, *single)
 
 
 def test_a_bad_row_is_named_and_nothing_is_trained(stack, tmp_path):
