@@ -31,7 +31,7 @@ setup(
     extras_require={
         "openrlhf": [f"openrlhf[vllm]=={OPENRLHF}", "patch-ng>=1.19"],  # GPU clusters: vllm and flash-attn with it
         "serve": ["fastapi", "uvicorn"],
-        "eval": ["datasets", "matplotlib"],
+        "eval": ["datasets", "matplotlib", "pyarrow"],
         "dev": ["pytest>=9", "pytest-cov", "hypothesis", "ruff", "mypy", "scipy", "patch-ng>=1.19"],
     },
     entry_points={

@@ -36,6 +36,12 @@ def compare(slow: Callable[[], object], fast: Callable[[], object], pairs: int =
     for pair in range(pairs):
         for run, times in ((slow, slow_times), (fast, fast_times))[:: 1 if pair % 2 == 0 else -1]:
             times.append(seconds(run))
+    return summarise(slow_times, fast_times)
+
+
+def summarise(slow_times: list[float], fast_times: list[float]) -> Ratio:
+    """The ratio of times taken in turns: median of the pairs, with its bootstrap interval."""
+    pairs = len(slow_times)
     ratios = torch.tensor(slow_times) / torch.tensor(fast_times)
     resampled = (
         ratios[torch.randint(pairs, (2000, pairs), generator=torch.Generator().manual_seed(0))].median(1).values

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from openrlhf_gpm.scoring import GPM as GPM
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["GPM", "__version__"]
 
 

@@ -38,6 +38,8 @@ RECIPES = {  # name -> (command, environment)
     "sppo hard": (["sppo_llama3_8b_8gpu.sh", "--gpo.hard", "--gpo.responses", "best_worst"], {}),
     "gpo ray job": (["gpo_ray_job_submit.sh"], {"NODES": "4"}),
     "gpo slurm": (["slurm/gpo.sbatch"], SLURM),
+    "smollm2 gpm": (["smollm2/train.sh", "gpm", "train.jsonl", "--gpm.no_normalize", "--gpm.tau", "1"], {}),
+    "smollm2 bt": (["smollm2/train.sh", "bt", "train.jsonl", "--gpm.head", "reward"], {}),
     "cpu train_gpm": (["cpu/train_gpm.sh"], {}),
     "cpu gpo": (["cpu/gpo.sh"], {"RAY_ADDRESS": "127.0.0.1:6379"}),
     "cpu sppo": (["cpu/gpo.sh"], {"RAY_ADDRESS": "127.0.0.1:6379", "LOSS": "sppo"}),

@@ -1,5 +1,8 @@
 import json
 import os
+import re
+import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -17,16 +20,17 @@ LINES = [
     {"id": "q1", "prompt": "Name a prime.", "responses": ["Seven.", "Nine.", "7"]},
     {"id": 7, "prompt": [{"role": "user", "content": "Hello"}], "responses": ["Fine.", "Grüße, 你好"]},
     {"prompt": "What is the capital of France?", "responses": ["Paris."]},
-    {"id": {"set": "a", "n": 1}, "prompt": "Hello", "responses": ["", "Fine. " * 30]},
+    {"id": {"set": "a", "n": 1}, "prompt": "Hello", "responses": ["", "Fine! " * 30]},
 ]
 
 
 @pytest.fixture
 def job(tmp_path, gpm_checkpoint):
     """The arguments of a run, and its input file."""
-    source = tmp_path / "in.jsonl"
+    folder = tmp_path / "run"
+    folder.mkdir()
+    source, out = folder / "in.jsonl", folder / "out.jsonl"
     source.write_text("".join(json.dumps(line) + "\n" for line in LINES), encoding="utf-8")
-    out = tmp_path / "out.jsonl"
     return ["score", "--model", str(gpm_checkpoint), "--input", str(source), "--output", str(out), "--device", "cpu"]
 
 
@@ -93,42 +97,66 @@ def test_every_dtype_of_the_help_is_one_of_torchs(dtype):
 # Interrupted runs
 
 
-def interrupt_after(monkeypatch, n, error):
-    """Let real scoring run, and break off after n groups."""
-    real = scoring.GPM.score_groups
+def break_off_at(job, n):
+    """A real run that fails at group n, because the weights of a token that no earlier group has are not numbers.
 
-    def score_groups(self, groups, first_index=0):
-        for i, result in enumerate(real(self, groups, first_index)):
-            if i == n:
-                raise error
-            yield result
+    Afterwards the model is whole again: same size and time, so that the run can be continued.
+    """
+    from safetensors.torch import load_file, save_file
 
-    monkeypatch.setattr(scoring.GPM, "score_groups", score_groups)
+    model = shutil.copytree(option(job, "--model"), option(job, "--output").parents[1] / "model")
+    job[job.index("--model") + 1] = str(model)
+    formatter = scoring.load_formatter(model)
+    tokens = [{t for r in line["responses"] for t in formatter.encode(line["prompt"], r).input_ids} for line in LINES]
+    new_here = tokens[n] - set.union(*tokens[:n])
+    file = model / "model.safetensors"
+    whole, mtime = file.read_bytes(), file.stat().st_mtime_ns
+    tensors = load_file(file)
+    tensors["model.embed_tokens.weight"][new_here.pop()] = torch.nan
+    save_file(tensors, file, metadata={"format": "pt"})
+    os.utime(file, ns=(mtime, mtime))
+    assert cli.main([*job, "--batch_tokens", "1"]) == 2
+    file.write_bytes(whole)
+    os.utime(file, ns=(mtime, mtime))
 
 
-def test_an_interrupted_run_leaves_no_output_and_is_continued(job, monkeypatch, capsys):
+def test_a_run_that_breaks_off_leaves_no_output_and_is_continued(job, capsys):
     assert cli.main(job) == 0
-    whole = option(job, "--output").read_text(encoding="utf-8")
+    whole = results(job)
     option(job, "--output").unlink()
-    with monkeypatch.context() as patch:
-        interrupt_after(patch, 2, KeyboardInterrupt())
-        assert cli.main(job) == 130
+    break_off_at(job, 2)
+    assert "group '2': the model's embeddings are not finite" in capsys.readouterr().err
     assert files(job) == ["in.jsonl", "out.jsonl.partial", "out.jsonl.partial.json"]
-    capsys.readouterr()
     assert cli.main(job) == 0
     assert "2 of 4 groups are done" in capsys.readouterr().err
     assert files(job) == ["in.jsonl", "out.jsonl"]
-    again = results(job)
-    for result, line in zip(again, whole.splitlines(), strict=True):
-        expected = json.loads(line)
+    for result, expected in zip(results(job), whole, strict=True):
         assert result["id"] == expected["id"]
         torch.testing.assert_close(torch.tensor(result["scores"]), torch.tensor(expected["scores"]), atol=1e-5, rtol=0)
 
 
-def test_only_the_missing_groups_are_scored_again(job, monkeypatch):
-    with monkeypatch.context() as patch:
-        interrupt_after(patch, 3, KeyboardInterrupt())
-        cli.main(job)
+def test_ctrl_c_ends_with_130_and_the_run_is_continued(job, capsys):
+    option(job, "--input").write_text((json.dumps(LINES[0]) + "\n") * 600)
+    command = [sys.executable, "-m", "openrlhf_gpm.cli.main", *job, "--batch_tokens", "1"]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=env) as run:
+        err = ""
+        while not re.search(r" [1-9]\d*/600", err):
+            err += run.stderr.read(1)
+            assert run.poll() is None, err
+        run.send_signal(signal.SIGINT)
+        err = run.stderr.read()
+    assert run.returncode == 130
+    assert err.endswith("interrupted\n")
+    assert "Traceback" not in err
+    assert files(job) == ["in.jsonl", "out.jsonl.partial", "out.jsonl.partial.json"]
+    assert cli.main(job) == 0
+    assert re.search(r"continuing .*out.jsonl.partial: [1-9]\d* of 600 groups are done", capsys.readouterr().err)
+    assert len(results(job)) == 600
+
+
+def test_only_the_missing_groups_are_scored_again(job):
+    break_off_at(job, 3)
     partial = Path(f"{option(job, '--output')}.partial")
     first = json.loads(partial.read_text(encoding="utf-8").splitlines()[0])
     marked = json.dumps(first | {"id": "kept"})
@@ -139,10 +167,8 @@ def test_only_the_missing_groups_are_scored_again(job, monkeypatch):
     assert [result["id"] for result in results(job)] == ["kept", 7, "2", {"set": "a", "n": 1}]
 
 
-def test_a_run_killed_within_a_line_is_continued_before_that_line(job, monkeypatch):
-    with monkeypatch.context() as patch:
-        interrupt_after(patch, 3, KeyboardInterrupt())
-        cli.main(job)
+def test_a_run_killed_within_a_line_is_continued_before_that_line(job):
+    break_off_at(job, 3)
     partial = Path(f"{option(job, '--output')}.partial")
     partial.write_bytes(partial.read_bytes()[:-20])
     assert cli.main(job) == 0
@@ -150,20 +176,14 @@ def test_a_run_killed_within_a_line_is_continued_before_that_line(job, monkeypat
 
 
 @pytest.mark.parametrize("change", ["input", "dtype", "model", "meta"])
-def test_a_partial_output_of_something_else_is_not_continued(job, monkeypatch, capsys, tmp_path, change):
-    import shutil
-
-    model = shutil.copytree(option(job, "--model"), tmp_path / "model")
-    job[job.index("--model") + 1] = str(model)
-    with monkeypatch.context() as patch:
-        interrupt_after(patch, 2, KeyboardInterrupt())
-        cli.main(job)
+def test_a_partial_output_of_something_else_is_not_continued(job, capsys, change):
+    break_off_at(job, 2)
     if change == "input":
         option(job, "--input").write_text(json.dumps(LINES[2]) + "\n")
     elif change == "dtype":
         job += ["--dtype", "bf16"]
     elif change == "model":
-        os.utime(model / "model.safetensors", (1, 1))
+        os.utime(option(job, "--model") / "model.safetensors", (1, 1))
     else:
         Path(f"{option(job, '--output')}.partial.json").write_text("{")
     capsys.readouterr()

@@ -6,9 +6,10 @@ from hypothesis import strategies as st
 import openrlhf_gpm
 from openrlhf_gpm import core
 from openrlhf_gpm.data import Group
+from openrlhf_gpm.models.batching import length_batches
 from openrlhf_gpm.models.checkpoint import load_gpm, save_gpm
-from openrlhf_gpm.models.formatting import Formatter
-from openrlhf_gpm.scoring import GPM, embed_batch, group_result, length_batches, load_formatter
+from openrlhf_gpm.models.formatting import Formatter, pair_text
+from openrlhf_gpm.scoring import GPM, embed_batch, group_result, load_formatter, pairwise_result
 
 CHAT = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello"}]
 GROUPS = [
@@ -111,6 +112,65 @@ def test_results_do_not_depend_on_batching_and_keep_their_order(gpm, gpm_checkpo
         torch.testing.assert_close(torch.tensor(result["scores"]), torch.tensor(alone["scores"]), atol=1e-5, rtol=0)
 
 
+def test_sharing_the_prompt_or_not_gives_the_same_results(gpm, gpm_checkpoint):
+    off = GPM.from_pretrained(gpm_checkpoint, device="cpu", share_prompt="off")
+    assert any(gpm.backend.shares([gpm.formatter.encode(g.prompt, r) for r in g.responses]) for g in GROUPS)
+    for shared, full in zip(gpm.score_groups(GROUPS), off.score_groups(GROUPS), strict=True):
+        for name in ("embeddings", "gate", "scores"):
+            torch.testing.assert_close(torch.tensor(shared[name]), torch.tensor(full[name]), atol=1e-5, rtol=0)
+
+
+def test_scores_is_the_matrix_of_score(gpm):
+    matrix = gpm.scores("Hello", ["Fine.", "No.", "7"])
+    assert torch.equal(matrix, torch.tensor(gpm.score("Hello", ["Fine.", "No.", "7"])["scores"]))
+
+
+# Heads
+
+
+def test_a_reward_head_gives_bradley_terry_scores(new_gpm, chat_tokenizer):
+    model = new_gpm(head="reward", dim=2, gate="none", normalize=False, tau=0.5)
+    gpm = GPM(model, Formatter(chat_tokenizer, chat_template=True))
+    result = gpm.score("Hello, how are you?", ["Fine.", "No.", "Seven."])
+    v = torch.tensor(result["embeddings"])
+    assert torch.equal(v[:, 1], torch.ones(3))
+    reward = [
+        embed_batch(model, gpm.formatter, ["Hello, how are you?"], [r], "cpu")[0][0, 0] for r in ("Fine.", "No.")
+    ]
+    assert result["scores"][0][1] == pytest.approx(float(reward[0] - reward[1]) / 0.5, abs=1e-4)
+    assert result["gate"] is None
+
+
+def test_a_pairwise_result_by_hand():
+    r = torch.tensor([1.0, 5.0, 2.0, 4.0, 0.0, 3.0])  # (0,1) (0,2) (1,0) (1,2) (2,0) (2,1)
+    result = pairwise_result(r, 3, tau=0.5)
+    assert result["scores"] == [[0, -2, 10], [2, 0, 2], [-10, -2, 0]]
+    assert result["mean_scores"] == [4, 2, -6]
+    assert result["embeddings"] is None
+    assert result["gate"] is None
+    assert pairwise_result(torch.empty(0), 1, tau=1.0)["scores"] == [[0]]
+
+
+def test_a_pairwise_head_reads_both_orders_of_every_pair(new_gpm, chat_tokenizer):
+    model = new_gpm(head="pairwise", dim=2, gate="none", normalize=False, tau=0.5)
+    gpm = GPM(model, Formatter(chat_tokenizer, chat_template=True))
+    responses = ["Fine.", "No.", "Seven."]
+
+    def r(i, j):
+        return gpm.embed(["Hello"], [pair_text(responses[i], responses[j])])[0][0, 0]
+
+    expected = torch.tensor([[(r(i, j) - r(j, i)) / 0.5 if i != j else 0.0 for j in range(3)] for i in range(3)])
+    assert expected.abs().max() > 0.01
+    for result in gpm.score_groups([Group("Hello", responses, "a"), Group("Hello", responses[:1], "b")]):
+        size = len(result["scores"])
+        torch.testing.assert_close(torch.tensor(result["scores"]), expected[:size, :size], atol=1e-4, rtol=0)
+        assert result["embeddings"] is None
+    torch.testing.assert_close(gpm.scores("Hello", responses), expected, atol=1e-4, rtol=0)
+
+
+# Groups
+
+
 def test_a_group_of_one_is_neutral(gpm):
     result = gpm.score("Hello", ["Fine."])
     assert result["scores"] == [[0.0]]
@@ -194,6 +254,15 @@ def test_wrong_input_is_told_with_its_group(gpm, chat_tokenizer, new_gpm):
         list(short.score_groups(GROUPS))
     with pytest.raises(ValueError, match="--batch_tokens must be >= 1"):
         GPM(gpm.model, gpm.formatter, batch_tokens=0)
+
+
+def test_wrong_settings_and_a_wrong_layout_are_told_in_one_line(gpm_checkpoint):
+    with pytest.raises(ValueError, match="--backend must be one of torch, vllm; got 'jax'"):
+        GPM.from_pretrained(gpm_checkpoint, backend="jax")
+    with pytest.raises(ValueError, match="--share_prompt must be one of auto, off; got 'on'"):
+        GPM.from_pretrained(gpm_checkpoint, share_prompt="on")
+    with pytest.raises(ValueError, match="is a GPM in its own layout: use `openrlhf-gpm convert --from gpm"):
+        GPM.from_pretrained(gpm_checkpoint, backend="vllm")
 
 
 def test_embeddings_that_are_not_finite_are_an_error_and_never_a_score(new_gpm, chat_tokenizer):

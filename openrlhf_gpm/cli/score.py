@@ -5,11 +5,14 @@ import hashlib
 import json
 import os
 import sys
+from collections.abc import Iterator
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from openrlhf_gpm.models.config import GPMConfig
     from openrlhf_gpm.models.formatting import Formatter
 
 EXAMPLE = """\
@@ -21,7 +24,7 @@ example:
 
 output, one line per group in the order of the input:
   id            as given, or the group's index from 0 as a string
-  embeddings    [K][2k]  preference embeddings
+  embeddings    [K][2k]  preference embeddings; null for head pairwise
   gate          [k]      scales of the planes for this prompt; null for a model without a gate
   scores        [K][K]   log-odds that response i beats response j (skew-symmetric)
   probs         [K][K]   sigmoid of the scores
@@ -32,8 +35,10 @@ output, one line per group in the order of the input:
   cyclic_share  float    0: a Bradley-Terry reward could say the same; 1: pure cycle
 
 The output file appears when it is complete. Until then finished groups are in OUTPUT.partial; the same command, with
-the same input, model and dtype, continues from there (OUTPUT.partial.json remembers which).
+the same input, model, dtype and backend, continues from there (OUTPUT.partial.json remembers which).
 """
+
+MAX_SHARD = 64  # groups that a worker takes at a time; enough for batches of like length
 
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
@@ -43,7 +48,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser = subparsers.add_parser(
         "score",
         help="compare the responses to each prompt of a JSONL file",
-        description="Compare the K responses to each prompt with a GPM: K forward passes per prompt, K x K scores.",
+        description="Compare the K responses to each prompt with a GPM: K embeddings per prompt, K x K scores.",
         epilog=EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -54,6 +59,21 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.add_argument("--dtype", choices=sorted(DTYPES), help="of the trunk (default: as stored; fp32 on a CPU)")
     parser.add_argument(
         "--batch_tokens", type=int, default=16384, help="tokens per forward pass, with padding (default: 16384)"
+    )
+    parser.add_argument(
+        "--share_prompt",
+        choices=["auto", "off"],
+        default="auto",
+        help="auto: a group's common prefix is computed once, where that pays and is exact; off: never",
+    )
+    parser.add_argument(
+        "--backend",
+        choices=["torch", "vllm"],
+        default="torch",
+        help="vllm: for a --model that `openrlhf-gpm convert --to classifier` wrote (default: torch)",
+    )
+    parser.add_argument(
+        "--workers", type=int, default=1, metavar="N", help="processes, each with a model and a GPU of its own"
     )
 
 
@@ -66,30 +86,47 @@ def run(args: argparse.Namespace) -> int:
     import torch
     from tqdm import tqdm
 
+    from openrlhf_gpm.cli.workers import score_in_processes, worker_devices
     from openrlhf_gpm.data import read_groups
+    from openrlhf_gpm.models.checkpoint import read_gpm_config
     from openrlhf_gpm.scoring import GPM, load_formatter
 
-    total = check_groups(args.input, load_formatter(args.model))
-    gpm = GPM.from_pretrained(
+    devices = worker_devices(args.device, args.workers, torch.cuda.device_count())
+    total = check_groups(args.input, load_formatter(args.model), read_gpm_config(args.model))
+    load = partial(
+        GPM.from_pretrained,
         args.model,
-        device=args.device,
         dtype=getattr(torch, DTYPES[args.dtype]) if args.dtype else None,
         batch_tokens=args.batch_tokens,
+        share_prompt=args.share_prompt,
+        backend=args.backend,
     )
-    partial = Path(f"{args.output}.partial")
-    done = resume(partial, fingerprint(args.input, args.model, args.dtype, str(gpm.device)))
+    unfinished = Path(f"{args.output}.partial")
+    if args.workers == 1:  # before `resume`, which may throw away what a run with the right --model left
+        gpm = load(device=devices[0])
+    done = resume(unfinished, fingerprint(args.input, args.model, args.dtype, devices[0], args.backend))
     if done:
-        print(f"continuing {partial}: {done} of {total} groups are done", file=sys.stderr)
+        print(f"continuing {unfinished}: {done} of {total} groups are done", file=sys.stderr)
     groups = (group for _, group in islice(read_groups(args.input), done, None))
-    with open(partial, "a", encoding="utf-8") as file, tqdm(total=total, initial=done, unit="group") as bar:
-        for result in gpm.score_groups(groups, first_index=done):
-            file.write(json.dumps(result, ensure_ascii=False, allow_nan=False) + "\n")
+    if args.workers == 1:
+        lines: Iterator[str] = map(to_line, gpm.score_groups(groups, first_index=done))
+    else:
+        shard = max(1, min(MAX_SHARD, (total - done) // (4 * args.workers)))
+        lines = score_in_processes(load, to_line, groups, devices, shard, first_index=done)
+    with open(unfinished, "a", encoding="utf-8") as file, tqdm(total=total, initial=done, unit="group") as bar:
+        for line in lines:
+            file.write(line)
             file.flush()
             bar.update()
-    os.replace(partial, args.output)
-    _meta(partial).unlink()
+    os.replace(unfinished, args.output)
+    _meta(unfinished).unlink()
     print(f"{total} groups scored: {args.output}")
     return 0
+
+
+def to_line(result: dict[str, Any]) -> str:
+    """One line of the output."""
+    return json.dumps(result, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def check_paths(source: Path, output: Path) -> None:
@@ -104,24 +141,26 @@ def check_paths(source: Path, output: Path) -> None:
         raise ValueError(f"--output {output} is the input: give another name")
 
 
-def check_groups(source: Path, formatter: "Formatter") -> int:
+def check_groups(source: Path, formatter: "Formatter", config: "GPMConfig") -> int:
     """Read and encode everything before the model is loaded -> number of groups. Raises ValueError with file:line."""
     from openrlhf_gpm.data import read_groups
+    from openrlhf_gpm.scoring import sample_texts
 
     total = 0
+    what = "pair" if config.head == "pairwise" else "responses"
     for line, group in read_groups(source):
         total += 1
-        for i, response in enumerate(group.responses):
+        for i, text in enumerate(sample_texts(config, group.responses)):
             try:
-                formatter.encode(group.prompt, response)
+                formatter.encode(group.prompt, text)
             except ValueError as error:
-                raise ValueError(f"{source}:{line}: responses[{i}]: {error}") from error
+                raise ValueError(f"{source}:{line}: {what}[{i}]: {error}") from error
     if total == 0:
         raise ValueError(f"{source} holds no groups: give one JSON object with prompt and responses per line")
     return total
 
 
-def fingerprint(source: Path, model: Path, dtype: str | None, device: str) -> dict[str, Any]:
+def fingerprint(source: Path, model: Path, dtype: str | None, device: str, backend: str) -> dict[str, Any]:
     """What must be the same for a partial output to be continued."""
     digest = hashlib.sha256()
     with open(source, "rb") as file:
@@ -133,6 +172,7 @@ def fingerprint(source: Path, model: Path, dtype: str | None, device: str) -> di
         "model": {path.name: [path.stat().st_size, path.stat().st_mtime_ns] for path in files},
         "dtype": dtype,
         "device": device.split(":")[0],
+        "backend": backend,
     }
 
 
@@ -144,7 +184,7 @@ def resume(partial: Path, key: dict[str, Any]) -> int:
             file.truncate(sum(complete))
         return len(complete)
     if partial.exists():
-        print(f"{partial} is of another input, model or dtype: starting anew", file=sys.stderr)
+        print(f"{partial} is of another input, model, dtype or backend: starting anew", file=sys.stderr)
     partial.unlink(missing_ok=True)
     _meta(partial).write_text(json.dumps(key), encoding="utf-8")
     return 0

