@@ -1,10 +1,10 @@
 """Some prompts of preference files, split by prompt: what a CPU can train on in minutes.
 
-usage: select_prompts.py DATA.parquet [DATA2.parquet ...] --prompts 96 --held_out 32 --output DIR [--max_chars N] [--seed 0]
+usage: select_prompts.py DATA.parquet [MORE.parquet ...] --prompts 96 --held_out 32 --output DIR [--max_chars N]
 
 Writes DIR/DATA/train.jsonl and DIR/DATA/held_out.jsonl for each file, one group a line: each response once, all its
-comparisons. All files get the same prompts on the same sides. The prompts are the shortest, or with --max_chars any that
-are no longer, drawn by --seed; so are those that are held out. Length is in characters, of the prompt and all its
+comparisons. All files get the same prompts on the same sides. The prompts are the shortest, or with --max_chars any
+that are no longer, drawn by --seed; so are those that are held out. Length is in characters, of the prompt and all its
 responses in all files together.
 """
 

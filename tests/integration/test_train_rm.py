@@ -1,6 +1,7 @@
 """Training a GPM by OpenRLHF's own command: cycles are learnt, whatever the stage, ranks, packing or LoRA."""
 
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -43,6 +44,24 @@ def test_a_gpm_learns_a_cycle_and_reports_how_it_goes(stack, cycle, tmp_path):
     assert curves["eval/eval_loss"][-1] < 0.1 < curves["train/loss"][0]
     assert curves["eval/prob"][-1] > 0.9
     assert curves["eval/cyclic_share"][-1] > 0.5
+
+
+@pytest.mark.parametrize(("head", "best"), [("reward", 2 / 3), ("pairwise", 1.0)])
+def test_the_peers_train_by_the_same_code_and_only_bradley_terry_misses_the_cycle(stack, cycle, tmp_path, head, best):
+    data = ("--data.dataset", str(cycle), "--eval.dataset", str(cycle), "--train.max_epochs", "6")
+    curves = stack.train_rm(tmp_path / head, "--reward_model_type", "gpm", "--gpm.head", head, *data)
+    accuracy, loss = curves["eval/acc_mean"][-1], curves["eval/eval_loss"][-1]
+    scores = GPM.from_pretrained(tmp_path / head).scores("w9 ", CYCLE)
+    assert torch.equal(scores, -scores.T)
+    around = [bool(scores[i, (i + 1) % 3] > 0) for i in range(3)]
+    if head == "reward":
+        assert accuracy <= best + 1e-6
+        assert loss >= math.log(2) - 1e-6
+        assert not all(around)
+    else:
+        assert accuracy == best
+        assert loss < 0.1
+        assert all(around)
 
 
 @pytest.mark.parametrize(("stage", "ranks"), [(0, 1), (3, 2)])
