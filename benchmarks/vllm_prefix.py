@@ -1,7 +1,7 @@
 """Scoring groups with vLLM: prefix caching on and off, and our own prompt sharing in transformers.
 
-SmolLM2-135M in fp32, exported by `openrlhf-gpm convert --to classifier`; the embeddings of all arms are compared before
-a speed is printed. Every repetition has new token ids, so that nothing is cached from the one before.
+SmolLM2-135M in fp32, exported by `openrlhf-gpm convert --to classifier`; the embeddings of all arms are compared
+before a speed is printed. Every repetition has new token ids, so that nothing is cached from the one before.
 
 usage: python benchmarks/vllm_prefix.py [--prompt 256 --response 64 --k 8 --groups 4] [--pairs 7]
 """

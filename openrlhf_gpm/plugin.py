@@ -43,6 +43,8 @@ class GPMPlugin(Plugin):
 
         if command == "train_rm" and args.reward_model_type == "gpm":
             arguments.check_reward_training(args)
+        elif command == "train_rm":
+            arguments.warn_of_unused(_given_reward_flags(args))
         elif command == "train_ppo_ray" and _scores_groups(args):
             arguments.check_alignment(args)
 
@@ -55,6 +57,14 @@ class GPMPlugin(Plugin):
     def component(self, name: str, args: SimpleNamespace) -> Any:
         load = _components(args).get(name)
         return load() if load else None
+
+
+def _given_reward_flags(args: SimpleNamespace) -> list[str]:
+    """The --gpm.* flags of train_rm that are not at their default."""
+    parser = ArgumentParser()
+    _add_reward_model_arguments(parser)
+    defaults = vars(parser.parse_args([]))
+    return [f"--{name}" for name, value in defaults.items() if getattr(args.gpm, name.removeprefix("gpm.")) != value]
 
 
 def _components(args: SimpleNamespace) -> dict[str, Callable[[], Any]]:

@@ -6,6 +6,8 @@ from is a backend's affair: torch (`openrlhf_gpm/models/backend.py`) or vLLM (`o
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
+from operator import itemgetter
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -18,11 +20,13 @@ from openrlhf_gpm.models.backend import (
     TorchBackend,
     check_share_prompt,
     embed_encoded,
+    embed_trees,
     group_rows,
 )
 from openrlhf_gpm.models.checkpoint import load_gpm, read_gpm_config
 from openrlhf_gpm.models.config import GPMConfig
 from openrlhf_gpm.models.formatting import Encoded, Formatter, Prompt, pair_text
+from openrlhf_gpm.models.layout import tree_pays
 
 BACKENDS = ("torch", "vllm")
 WINDOW = 16  # batches to read ahead, so that samples of like length can share a batch
@@ -58,14 +62,27 @@ def load_formatter(path: str | os.PathLike[str]) -> Formatter:
 
 
 def embed_batch(
-    model: Any, formatter: Formatter, prompts: Sequence[Prompt], responses: Sequence[str], device: torch.device | str
+    model: Any,
+    formatter: Formatter,
+    prompts: Sequence[Prompt],
+    responses: Sequence[str],
+    device: torch.device | str,
+    share_prompts: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """One model call on B (prompt, response) pairs -> embeddings (B, 2k) and gates (B, k), fp32 on the CPU.
 
-    `model` may be wrapped (DeepSpeed); its train or eval mode is the caller's. The caller bounds B.
-    Raises ValueError where the formatter rejects a pair.
+    share_prompts: neighbours with the same prompt are a group, whose shared tokens come once where that costs less;
+    the trunk must allow a tree (`models/layout.py`). One call in any case, so that ranks which choose differently
+    still meet in every layer under ZeRO-3. `model` may be wrapped (DeepSpeed); its train or eval mode is the caller's.
+    The caller bounds B. Raises ValueError where the formatter rejects a pair.
     """
-    return embed_encoded(model, _encode(formatter, prompts, responses), formatter.pad_token_id, device)
+    samples = _encode(formatter, prompts, responses)
+    if share_prompts:
+        runs = groupby(zip(prompts, samples, strict=True), key=itemgetter(0))
+        groups = [[sample for _, sample in run] for _, run in runs]
+        if tree_pays(groups, model.hidden_size):
+            return embed_trees(model, groups, formatter.pad_token_id, device)
+    return embed_encoded(model, samples, formatter.pad_token_id, device)
 
 
 def group_result(v: Tensor, gate: Tensor | None, tau: float) -> dict[str, Any]:

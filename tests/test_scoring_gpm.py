@@ -227,6 +227,23 @@ def test_the_cpu_default_is_fp32_and_another_dtype_can_be_asked_for(new_gpm, cha
     assert GPM.from_pretrained(tmp_path / "gpm").device.type == ("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def test_embed_batch_shares_prompts_in_one_call_and_gives_the_same(new_gpm, chat_tokenizer):
+    """The Ray actor's way: neighbours with one prompt are one row of the batch."""
+    model = new_gpm(dim=6, gate="softplus")
+    formatter = Formatter(chat_tokenizer, chat_template=True)
+    prompts = ["Name a prime, and tell me why it is one."] * 3 + ["Hello, how are you today?"] * 2
+    responses = ["7", "Nine.", "Two is one.", "Fine.", ""]
+    shapes = []
+    model.model.register_forward_pre_hook(
+        lambda _, __, kwargs: shapes.append(kwargs["input_ids"].shape), with_kwargs=True
+    )
+    full = embed_batch(model, formatter, prompts, responses, "cpu")
+    shared = embed_batch(model, formatter, prompts, responses, "cpu", share_prompts=True)
+    assert [shape[0] for shape in shapes] == [5, 2]
+    for one, other in zip(shared, full, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
+
+
 def test_embed_batch_leaves_no_graph_and_the_models_mode_alone(new_gpm, chat_tokenizer):
     model = new_gpm().train()
     v, gate = embed_batch(model, Formatter(chat_tokenizer, chat_template=True), ["Hello"], ["Fine."], "cpu")

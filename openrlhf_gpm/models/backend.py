@@ -11,6 +11,7 @@ from torch import Tensor
 from openrlhf_gpm.models.batching import fullest_prompt, length_batches
 from openrlhf_gpm.models.config import GPMConfig
 from openrlhf_gpm.models.formatting import Encoded, collate
+from openrlhf_gpm.models.layout import collate_trees
 from openrlhf_gpm.models.prefix import MIN_SAVED, embed_shared, saved_share, sharing_obstacle, sliding_window
 
 logger = logging.getLogger(__name__)
@@ -43,6 +44,17 @@ def embed_encoded(
     batch = {name: tensor.to(device) for name, tensor in collate(encoded, pad_token_id).items()}
     v, gate = model(**batch)
     return v.float().cpu(), gate.float().cpu()
+
+
+@torch.no_grad()
+def embed_trees(
+    model: Any, groups: list[list[Encoded]], pad_token_id: int, device: torch.device | str
+) -> tuple[Tensor, Tensor]:
+    """As `embed_encoded`, the samples given by group: one model call in which a group's shared tokens come once."""
+    batch = {name: tensor.to(device) for name, tensor in collate_trees(groups, pad_token_id).items()}
+    v, gate = model(**batch)
+    sizes = torch.tensor([len(group) for group in groups], device=gate.device)
+    return v.float().cpu(), gate.repeat_interleave(sizes, dim=0).float().cpu()
 
 
 class TorchBackend:

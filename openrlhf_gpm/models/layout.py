@@ -14,6 +14,7 @@ from openrlhf_gpm.models.batching import fullest_prompt, shared_length
 from openrlhf_gpm.models.formatting import Encoded
 
 PREFIX, PADDING = 0, -1
+TREE_GAIN = 0.9  # a tree is taken when it costs at most this share of full encoding
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,23 @@ def tree_layout(input_ids: Tensor, segments: Tensor, dtype: torch.dtype) -> Layo
         first=torch.arange(len(input_ids), device=input_ids.device) * input_ids.shape[1],
         last=ends_here.flatten().nonzero().squeeze(-1),  # row by row, segment by segment: the order of the samples
     )
+
+
+def tree_pays(groups: list[list[Encoded]], hidden_size: int) -> bool:
+    """Whether a batch of these groups costs less as trees than in full, padding and attention included."""
+    lengths = [[len(sample.input_ids) for sample in group] for group in groups]
+    width = max(sum(own) - (len(own) - 1) * shared_length(group) for own, group in zip(lengths, groups, strict=True))
+    full = _cost(sum(map(len, lengths)), max(map(max, lengths)), hidden_size)
+    return _cost(len(groups), width, hidden_size) <= TREE_GAIN * full
+
+
+def _cost(rows: int, width: int, hidden_size: int) -> float:
+    """Of a batch of this shape, in tokens that only pass linear layers.
+
+    A layer of a transformer has about 12 H^2 weights, and attention multiplies 2 H numbers for each column that a
+    token may look at: a mask spares none. So a long row with many responses costs more than it shares.
+    """
+    return rows * width * (1 + width / (6 * hidden_size))
 
 
 def collate_trees(groups: list[list[Encoded]], pad_token_id: int) -> dict[str, Tensor]:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
+from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 from openrlhf.utils.logging_utils import init_logger
 from transformers import AutoConfig
 
+from openrlhf_gpm.models.checkpoint import read_adapter
 from openrlhf_gpm.models.config import GPMConfig
 from openrlhf_gpm.models.prefix import config_obstacle, sliding_window
 from openrlhf_gpm.plugin import REGRESSION_LOSSES
@@ -28,15 +32,48 @@ def check_reward_training(args: SimpleNamespace) -> None:
         raise ValueError("--gpm.label_smoothing belongs to --gpm.loss ce; mse regresses on given log-odds")
     if args.gpm.loss == "mse" and args.model.margin_loss_enable:
         raise ValueError("--model.margin_loss_enable belongs to --gpm.loss ce; mse regresses on given log-odds")
-    _check_lm(args)
+    if args.gpm.save_best and not (args.gpm.held_out or args.eval.dataset):
+        raise ValueError(
+            "--gpm.save_best has nothing to judge by but training rows: give --gpm.held_out or --eval.dataset"
+        )
     if not args.model.model_name_or_path:
         raise ValueError("--model.model_name_or_path is missing: name the model to train the GPM from")
     if not args.data.dataset:
         raise ValueError("--data.dataset is missing: name a preference file (JSONL, parquet) or a dataset")
+    _check_lm(args)
     if args.model.loss_type != "sigmoid":
         raise ValueError(
             f"--model.loss_type {args.model.loss_type} is a Bradley-Terry loss; a GPM trains with sigmoid"
         )
+    if os.path.isdir(args.model.model_name_or_path):
+        _check_whole(args.model.model_name_or_path, "--model.model_name_or_path")
+        try:
+            model_config(args)
+        except OSError as error:
+            raise ValueError(
+                f"--model.model_name_or_path {args.model.model_name_or_path} is no model that can be read"
+            ) from error
+
+
+def warn_of_unused(flags: list[str]) -> None:
+    """Say that a run without a GPM does not read these flags."""
+    if flags:
+        logger.warning(f"{', '.join(flags)}: not used, because --reward_model_type gpm is not given")
+
+
+def model_config(args: SimpleNamespace) -> GPMConfig:
+    """The GPM that `train_rm` trains: its checkpoint's settings where it continues one, else `config_from_flags`.
+
+    --data.max_len may shorten a checkpoint's samples, not lengthen them. Raises ValueError for another layout.
+    """
+    path = args.model.model_name_or_path
+    stored = getattr(AutoConfig.from_pretrained(path), "gpm", None)
+    if not stored:
+        return config_from_flags(args)
+    gpm = GPMConfig.from_dict(stored)
+    _check_layout(gpm, path, "--model.model_name_or_path")
+    limits = [limit for limit in (gpm.max_len, args.data.max_len) if limit is not None]
+    return replace(gpm, max_len=min(limits, default=None))
 
 
 def config_from_flags(args: SimpleNamespace) -> GPMConfig:
@@ -58,24 +95,33 @@ def config_from_flags(args: SimpleNamespace) -> GPMConfig:
     )
 
 
-def why_not_share_prompts(args: SimpleNamespace) -> str | None:
-    """Why a group's prompt cannot be encoded once in training, None where it can."""
+def why_not_share_prompts(args: SimpleNamespace, max_len: int | None) -> str | None:
+    """Why a group's prompt cannot be encoded once in training, None where it can. max_len: of a sample, in tokens."""
     if args.gpm.share_prompt == "off":
         return "--gpm.share_prompt off"
-    if args.ds.packing_samples:
+    return tree_obstacle(args.model.model_name_or_path, args.ds, max_len)
+
+
+def tree_obstacle(path: str, ds: SimpleNamespace, max_len: int | None) -> str | None:
+    """Why the trunk at `path` cannot read a group as a tree (`models/layout.py`) under the --ds.* flags, or None."""
+    if ds.load_in_4bit:
+        return "--ds.load_in_4bit gives queries and keys another dtype than the tree mask"
+    if ds.packing_samples:
         return "--ds.packing_samples packs whole samples"
-    if args.ds.attn_implementation not in ("sdpa", "eager"):
-        return f"--ds.attn_implementation {args.ds.attn_implementation} takes no tree mask, sdpa does"
-    config = AutoConfig.from_pretrained(args.model.model_name_or_path)
+    if ds.attn_implementation not in ("sdpa", "eager"):
+        return f"--ds.attn_implementation {ds.attn_implementation} takes no tree mask, sdpa does"
+    config = AutoConfig.from_pretrained(path)
     window = sliding_window(config)
-    if window is not None and args.data.max_len > window:
-        return f"the trunk's sliding window is shorter ({window}) than --data.max_len {args.data.max_len}"
+    if window is not None and (max_len is None or max_len > window):
+        return f"the trunk's sliding window is shorter ({window}) than --data.max_len {max_len}"
     return config_obstacle(config)
 
 
 def _check_lm(args: SimpleNamespace) -> None:
     if args.gpm.lm_coef < 0:
         raise ValueError(f"--gpm.lm_coef must be >= 0, got {args.gpm.lm_coef}")
+    if args.gpm.lm_coef and args.gpm.head == "pairwise":
+        raise ValueError("--gpm.lm_coef is for one response a text, --gpm.head pairwise reads two: leave it at 0")
     if args.gpm.lm_coef:
         config = AutoConfig.from_pretrained(args.model.model_name_or_path)
         if not config.get_text_config().tie_word_embeddings:
@@ -111,6 +157,22 @@ def _check_common(args: SimpleNamespace) -> None:
         raise ValueError("--ds.ring_attn_size must be 1 for a GPM: ring attention is not supported")
 
 
+def _check_layout(gpm: GPMConfig, path: str, flag: str) -> None:
+    if gpm.layout == "classifier":
+        raise ValueError(
+            f"{flag} {path} is in the layout of a plain classifier: use `openrlhf-gpm convert --from classifier --to "
+            "gpm` first"
+        )
+
+
+def _check_whole(path: str, flag: str) -> None:
+    if os.path.isdir(path) and read_adapter(Path(path)) is not None:
+        raise ValueError(
+            f"{flag} {path} is a LoRA adapter: merge it into its base model first, `openrlhf-gpm convert --from gpm "
+            "--to gpm`"
+        )
+
+
 def _check_gpm_reward(args: SimpleNamespace) -> None:
     _check_common(args)
     try:
@@ -118,7 +180,15 @@ def _check_gpm_reward(args: SimpleNamespace) -> None:
     except OSError as error:
         path = args.reward.model_name_or_path
         raise ValueError(f"--reward.model_name_or_path {path} is no model that can be read: give a GPM") from error
-    GPMConfig.from_pretrained_config(config)
+    path, flag = args.reward.model_name_or_path, "--reward.model_name_or_path"
+    gpm = GPMConfig.from_pretrained_config(config)
+    _check_layout(gpm, path, flag)
+    _check_whole(path, flag)
+    if gpm.head == "pairwise":
+        raise ValueError(
+            f"{flag} {path} is a pairwise encoder (--gpm.head pairwise), which has no embedding of a single response: "
+            "give a GPM or a model with head reward"
+        )
     if args.data.label_key:
         raise ValueError("--data.label_key has no use with --reward_model_type gpm: the GPM judges; remove the flag")
     if args.reward.normalize_enable:

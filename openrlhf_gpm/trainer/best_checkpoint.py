@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -44,12 +45,14 @@ class BestCheckpoint:
         if not decision[0]:
             return False
         self.value = metrics[self.metric]
-        new = self.path.with_name(".best.new")
+        new, old = self.path.with_name(".best.new"), self.path.with_name(".best.old")
+        if self.strategy.is_rank_0():
+            for left in (new, old):  # by a run that was killed while it saved
+                shutil.rmtree(left, ignore_errors=True)
         self.strategy.save_model(model, self.tokenizer, str(new))
         if self.strategy.is_rank_0():
             (new / "best.json").write_text(json.dumps({"step": step, **metrics}, indent=2) + "\n")
             write_card(self.args, self.strategy._unwrap_model(model).config, metrics, new)
-            old = self.path.with_name(".best.old")
             if self.path.exists():
                 self.path.rename(old)
             new.rename(self.path)
@@ -66,5 +69,5 @@ def write_card(args: SimpleNamespace, config: Any, metrics: dict[str, float], di
         base_model=args.model.model_name_or_path,
         data=[os.path.basename(name) for name in args.data.dataset.split(",")],
         metrics=metrics,
-        command=" ".join(["openrlhf.cli.train_rm", *sys.argv[1:]]),
+        command=shlex.join(["openrlhf.cli.train_rm", *sys.argv[1:]]),
     )

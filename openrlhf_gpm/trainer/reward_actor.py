@@ -1,4 +1,4 @@
-"""The Ray actor that scores rollouts: texts in, preference embeddings out, one forward a response."""
+"""The Ray actor that scores rollouts: texts in, preference embeddings out, a prompt and each response once."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoTokenizer
 from openrlhf_gpm.models.config import GPMConfig
 from openrlhf_gpm.models.formatting import Formatter
 from openrlhf_gpm.scoring import embed_batch
+from openrlhf_gpm.trainer.arguments import tree_obstacle
 
 
 class BaseGPMRewardActor(BaseRewardModelActor):
@@ -26,6 +27,7 @@ class BaseGPMRewardActor(BaseRewardModelActor):
         super().init_model_from_pretrained(strategy, pretrain)
         self.config = GPMConfig.from_pretrained_config(AutoConfig.from_pretrained(pretrain))
         self.formatter = Formatter.from_config(AutoTokenizer.from_pretrained(pretrain), self.config)
+        self.shares_prompts = tree_obstacle(pretrain, strategy.args.ds, self.config.max_len) is None
 
     def forward(self, prompts: list[Any], responses: list[str]) -> Tensor:
         """One micro-batch of B (prompt, response) -> (B, 3k) fp32: the embedding (2k), then gate / tau (k).
@@ -33,7 +35,9 @@ class BaseGPMRewardActor(BaseRewardModelActor):
         With tau inside the gate, a row is all that a group's score matrix needs.
         """
         device = get_accelerator().current_device_name()
-        embedding, gate = embed_batch(self.model, self.formatter, prompts, responses, device)
+        embedding, gate = embed_batch(
+            self.model, self.formatter, prompts, responses, device, share_prompts=self.shares_prompts
+        )
         return torch.cat([embedding, gate / self.config.tau], dim=-1)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,16 +13,15 @@ from openrlhf.utils.logging_utils import init_logger
 from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
+from transformers import AutoConfig
 
 from openrlhf_gpm.data import BadRows, Comparison, PairKeys, merge_prompts, normalise_preference, split_by_prompt
-from openrlhf_gpm.models.batching import fullest_prompt, shared_length
+from openrlhf_gpm.models.batching import fullest_prompt
 from openrlhf_gpm.models.formatting import Encoded, Formatter, collate, pair_text
-from openrlhf_gpm.models.layout import collate_trees
-from openrlhf_gpm.trainer.arguments import config_from_flags, why_not_share_prompts
+from openrlhf_gpm.models.layout import collate_trees, tree_pays
+from openrlhf_gpm.trainer.arguments import model_config, why_not_share_prompts
 
 logger = init_logger(__name__)
-
-TREE_GAIN = 0.9  # a tree is taken when it has at most this share of the padded tokens of full encoding
 
 
 @dataclass(frozen=True)
@@ -49,9 +48,13 @@ class GPMRewardDataset(Dataset):
         self.strategy = strategy
         if self.args.data.apply_chat_template and self.args.data.tokenizer_chat_template:
             tokenizer.chat_template = self.args.data.tokenizer_chat_template
-        self.formatter = Formatter.from_config(tokenizer, config_from_flags(self.args))
-        reason = why_not_share_prompts(self.args)
+        config = model_config(self.args)  # of the checkpoint, where a GPM is trained further
+        self.pairwise = config.head == "pairwise"
+        self.formatter = Formatter.from_config(tokenizer, config)
+        reason = why_not_share_prompts(self.args, config.max_len)
         self.share_prompt = reason is None
+        trunk = AutoConfig.from_pretrained(self.args.model.model_name_or_path)
+        self.hidden_size: int = trunk.get_text_config().hidden_size
         if reason and self.args.gpm.share_prompt == "auto" and strategy.is_rank_0():
             logger.info("prompts are encoded once a response, not once a group: %s", reason)
 
@@ -77,7 +80,8 @@ class GPMRewardDataset(Dataset):
         """G rows with R samples and C comparisons.
 
         `inputs`: what the model is called with. Per comparison, (C,): `first`, `second`, rows of the model's
-        embeddings; `gate`, row of its gates; `label` = P(first beats second); `margin`, raw score units; `log_odds`. `names`: G.
+        embeddings; `gate`, row of its gates; `label` = P(first beats second); `margin`, raw score units; `log_odds`.
+        `names`: G.
         """
         groups = [row.samples for row in rows]
         samples = [sample for group in groups for sample in group]
@@ -87,7 +91,7 @@ class GPMRewardDataset(Dataset):
         comparisons = [comparison for row in rows for comparison in row.comparisons]
         shift = starts.repeat_interleave(counts)
 
-        tree = self.share_prompt and self._tree_pays(groups)
+        tree = self.share_prompt and tree_pays(groups, self.hidden_size)
         if tree:
             inputs = collate_trees(groups, self.formatter.pad_token_id)
             gate = torch.arange(len(rows))
@@ -113,43 +117,45 @@ class GPMRewardDataset(Dataset):
             "names": [row.name for row in rows],
         }
 
-    def _tree_pays(self, groups: list[list[Encoded]]) -> bool:
-        lengths = [[len(sample.input_ids) for sample in group] for group in groups]
-        full = sum(map(len, lengths)) * max(map(max, lengths))
-        tree = len(groups) * max(
-            sum(own) - (len(own) - 1) * shared_length(group) for own, group in zip(lengths, groups, strict=True)
-        )
-        return tree <= TREE_GAIN * full
-
     def _read(self, dataset: Any) -> list[Any]:
         keys = PairKeys(self.args.data.prompt_key, self.args.data.chosen_key, self.args.data.rejected_key)
         bad = BadRows()
         groups = []
         for number, row in enumerate(self._progress(dataset, "Reading preferences")):
+            bad.rows += 1
             try:
                 group = normalise_preference(row, keys)
                 if self.args.gpm.loss == "mse" and any(c.log_odds is None for c in group.comparisons):
                     raise ValueError("--gpm.loss mse needs a column 'log_odds', the log-odds that chosen wins")
-                groups.append(group)
+                groups.append(group if group.id is not None else replace(group, id=f"row {number}"))
             except ValueError as error:
-                if self.args.gpm.bad_rows == "refuse":
-                    self._stop(f"preference data, row {number}: {error}; --gpm.bad_rows skip leaves such rows out")
-                bad.add(f"row {number}", str(error))
-        if bad.count and self.strategy.is_rank_0():
-            logger.warning("preference data: %s", bad.summary())
-        if not groups:
-            self._stop("preference data: there is no usable row")
+                self._bad_row(bad, f"row {number}", error)
+        self._tell(bad, groups)
         return groups
 
     def _encode(self, groups: list[Any]) -> list[Row]:
+        bad = BadRows()
         rows = []
-        for number, group in enumerate(self._progress(groups, "Tokenising")):
-            name = f"row {number}" if group.id is None else str(group.id)
+        for group in self._progress(groups, "Tokenising"):
+            bad.rows += 1
+            name = str(group.id)
             try:
-                rows.append(encode_group(group, self.formatter, name, self.args.gpm.head == "pairwise"))
+                rows.append(encode_group(group, self.formatter, name, self.pairwise))
             except ValueError as error:
-                self._stop(f"preference data, {name}: {error}")
+                self._bad_row(bad, name, error)
+        self._tell(bad, rows)
         return rows
+
+    def _bad_row(self, bad: BadRows, name: str, error: ValueError) -> None:
+        if self.args.gpm.bad_rows == "refuse":
+            self._stop(f"preference data, {name}: {error}; --gpm.bad_rows skip leaves such rows out")
+        bad.add(name, error)
+
+    def _tell(self, bad: BadRows, left: Sequence[Any]) -> None:
+        if bad.count and self.strategy.is_rank_0():
+            logger.warning("preference data: %s", bad.summary())
+        if not left:
+            self._stop("preference data: there is no usable row")
 
     def _progress(self, items: Iterable[Any], what: str) -> Iterable[Any]:
         return tqdm(items, desc=what, disable=not self.strategy.is_rank_0())

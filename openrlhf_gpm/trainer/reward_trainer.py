@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from openrlhf.plugins import exit_with_usage_error
 from openrlhf.trainer.rm_trainer import RewardModelTrainer
 from torch import Tensor
 
@@ -23,10 +24,22 @@ class GPMRewardTrainer(RewardModelTrainer):
 
     def fit(self, args: Any, consumed_samples: int = 0, num_update_steps_per_epoch: int | None = None) -> None:
         """Upstream's loop; afterwards the learned tau is in the config and the model card beside the checkpoint."""
+        if num_update_steps_per_epoch == 0:
+            text = (
+                f"{len(self.train_dataloader.dataset)} prompts are fewer than --train.batch_size "
+                f"{args.train.batch_size}, which counts prompts: lower it"
+            )
+            exit_with_usage_error("train_rm", ValueError(text))
         super().fit(args, consumed_samples, num_update_steps_per_epoch)
         store_tau(self.strategy._unwrap_model(self.model))
         if self.strategy.is_rank_0():
             write_card(args, self.strategy._unwrap_model(self.model).config, self.metrics)
+
+    def save_logs_and_checkpoints(self, args: Any, global_step: int, *rest: Any) -> None:
+        """Upstream's; a checkpoint that --ckpt.save_hf writes has the tau of its step in its config."""
+        if self.save_hf_ckpt:
+            store_tau(self.strategy._unwrap_model(self.model))
+        super().save_logs_and_checkpoints(args, global_step, *rest)
 
     def compute_loss(self, data: dict[str, Any]) -> tuple[Tensor, Any, Tensor, Tensor, dict[str, float]]:
         """See RewardModelTrainer.compute_loss; `data` is a batch of GPMRewardDataset.

@@ -101,6 +101,18 @@ def test_a_lora_checkpoint_scores_as_the_run_evaluated_it(stack, cycle, tmp_path
     assert prob == pytest.approx(curves["eval/prob"][-1], abs=1e-3)
 
 
+def test_a_checkpoint_saved_on_the_way_has_the_temperature_of_its_step(stack, tmp_path):
+    """With LoRA, whose saved copies of head, gate and temperature are those that trained."""
+    extra = ("--gpm.learn_tau", "--ckpt.save_hf", "--ckpt.save_steps", "2", "--ckpt.disable_ds", "--adam.lr", "1e-2")
+    stack.train_rm(tmp_path / "lora", *GPM_FLAGS, *extra, "--ds.lora.rank", "4")
+    taus = []
+    for path in (tmp_path / "lora_ckpt" / "global_step2_hf", tmp_path / "lora"):
+        gpm = GPM.from_pretrained(path)
+        assert gpm.config.tau == pytest.approx(gpm.model.temperature().item(), rel=1e-5)
+        taus.append(gpm.config.tau)
+    assert len({0.1, *taus}) == 3
+
+
 EXTRAS = (
     *(*GPM_FLAGS, "--gpm.learn_tau", "--gpm.lm_coef", "0.1", "--gpm.held_out", "0.25", "--eval.dataset", ""),
     *("--gpm.save_best", "loss", "--eval.steps", "1", "--train.max_epochs", "2"),
@@ -131,8 +143,9 @@ def test_temperature_regulariser_and_best_checkpoint_agree_over_stages_and_ranks
     assert last == pytest.approx(curves["eval/tau"][-1], rel=1e-5)
 
 
-def test_a_shared_prompt_trains_on_the_numbers_of_full_encoding(stack, tmp_path):
-    shared = stack.train_rm(tmp_path / "shared", *GPM_FLAGS)
+@pytest.mark.parametrize("flags", [(), ("--model.gradient_checkpointing_enable",)], ids=["", "checkpointing"])
+def test_a_shared_prompt_trains_on_the_numbers_of_full_encoding(stack, tmp_path, flags):
+    shared = stack.train_rm(tmp_path / "shared", *GPM_FLAGS, *flags)
     full = stack.train_rm(tmp_path / "full", *GPM_FLAGS, "--gpm.share_prompt", "off")
     assert shared["train/loss"] == pytest.approx(full["train/loss"], abs=1e-5)
     assert shared["train/grad_norm"] == pytest.approx(full["train/grad_norm"], rel=1e-4)
@@ -157,6 +170,13 @@ def test_a_bad_row_is_named_and_nothing_is_trained(stack, tmp_path):
     stack.write_jsonl(path, [{"prompt": "w1 ", "chosen": "w2", "rejected": "w3"}, {"prompt": "w1 ", "chosen": "w2"}])
     with pytest.raises(AssertionError, match=r"error: preference data, row 1: .*rejected"):
         stack.train_rm(tmp_path / "bad", *GPM_FLAGS, "--data.dataset", str(path))
+
+
+def test_fewer_prompts_than_a_batch_are_one_line(stack, tmp_path):
+    path = tmp_path / "few.jsonl"
+    stack.write_jsonl(path, [{"prompt": "w1 ", "chosen": "w2", "rejected": "w3"}] * 3)
+    with pytest.raises(AssertionError, match=r"error: 3 prompts are fewer than --train.batch_size 16"):
+        stack.train_rm(tmp_path / "few", *GPM_FLAGS, "--data.dataset", str(path))
 
 
 @pytest.mark.parametrize(

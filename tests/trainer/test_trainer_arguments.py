@@ -87,6 +87,47 @@ def test_a_reward_model_that_is_not_there_is_named(align, tmp_path, capsys):
     assert "--reward.model_name_or_path" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("gpm", "files", "told"),
+    [
+        ({"head": "pairwise", "dim": 2, "gate": "none", "normalize": False}, {}, "pairwise encoder"),
+        ({"layout": "classifier"}, {}, "convert --from classifier"),
+        ({}, {"adapter_config.json": '{"base_model_name_or_path": "base"}'}, "LoRA adapter"),
+    ],
+)
+def test_a_gpm_that_cannot_score_rollouts_as_it_is_is_refused(align, tmp_path, gpm, files, told, capsys):
+    path = model_folder(tmp_path / "other", gpm=GPM_DICT | gpm)
+    for name, text in files.items():
+        Path(path, name).write_text(text)
+    with pytest.raises(SystemExit) as ended:
+        align(reward=path)
+    assert ended.value.code == 2
+    error = capsys.readouterr().err
+    assert told in error
+    assert f"--reward.model_name_or_path {path}" in error
+    assert error.count("\n") == 1
+    if not gpm.get("head"):  # nor can training go on from it
+        flags = ["--reward_model_type", "gpm", "--model.model_name_or_path", path, "--data.dataset", "any"]
+        with pytest.raises(SystemExit):
+            train_rm.parse_args(flags)
+        assert told in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (["--gpm.save_best", "loss"], "--gpm.held_out or --eval.dataset"),
+        (["--gpm.lm_coef", "0.1", "--gpm.head", "pairwise"], "--gpm.lm_coef"),
+    ],
+)
+def test_training_flags_that_cannot_work_together_are_refused(flags, told, capsys):
+    common = ["--reward_model_type", "gpm", "--model.model_name_or_path", "any", "--data.dataset", "any"]
+    with pytest.raises(SystemExit) as ended:
+        train_rm.parse_args([*common, *flags])
+    assert ended.value.code == 2
+    assert told in capsys.readouterr().err
+
+
 def test_gpo_needs_no_critic_and_keeps_the_other_flags(align):
     args = align("--reward.clip_range", "-1", "1")
     assert args.critic.model_name_or_path is None

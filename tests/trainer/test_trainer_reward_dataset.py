@@ -1,13 +1,15 @@
 """Batches of preferences: every response once, every comparison used, prompts shared where that is exact."""
 
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from openrlhf.cli import train_rm
 
-from openrlhf_gpm.models.formatting import pair_text
+from openrlhf_gpm.models.formatting import Encoded, pair_text
+from openrlhf_gpm.models.layout import tree_pays
 from openrlhf_gpm.trainer.reward_dataset import GPMRewardDataset
 
 CYCLE = [
@@ -79,8 +81,8 @@ def test_a_tree_has_fewer_tokens_than_full_encoding(dataset):
     assert shared < 0.6 * full
 
 
-def test_packing_and_flash_attention_encode_in_full(dataset):
-    for flags in (["--ds.packing_samples"], ["--ds.attn_implementation", "flash_attention_2"]):
+def test_packing_4_bit_and_flash_attention_encode_in_full(dataset):
+    for flags in (["--ds.packing_samples"], ["--ds.load_in_4bit"], ["--ds.attn_implementation", "flash_attention_2"]):
         data = dataset(CYCLE, *flags)
         assert "segments" not in data.collate_fn(data.rows)["inputs"]
 
@@ -122,7 +124,7 @@ def test_prompts_are_held_out_whole(dataset):
     assert dataset(rows).held_out is None
 
 
-def test_bad_rows_end_the_run_unless_they_are_to_be_skipped(dataset, capsys):
+def test_bad_rows_end_the_run_unless_they_are_to_be_skipped(dataset, capsys, caplog):
     rows = [*CYCLE[:2], {"prompt": "p", "chosen": "", "rejected": "x"}]
     with pytest.raises(SystemExit) as ended:
         dataset(rows)
@@ -130,7 +132,50 @@ def test_bad_rows_end_the_run_unless_they_are_to_be_skipped(dataset, capsys):
     error = capsys.readouterr().err
     assert "row 2" in error
     assert "--gpm.bad_rows skip" in error
-    assert len(dataset(rows, "--gpm.bad_rows", "skip")) == 2
+    with caplog.at_level("WARNING"):
+        assert len(dataset(rows, "--gpm.bad_rows", "skip")) == 2
+    assert "1 of 3 rows skipped: 1 empty response (row 2)" in caplog.text
+
+
+def test_a_prompt_that_fills_max_len_is_a_bad_row_named_by_its_place_in_the_file(dataset, capsys):
+    rows = [CYCLE[0], CYCLE[1], {"prompt": "long " * 60, "chosen": "7", "rejected": "9"}]
+    short = ("--data.max_len", "64", "--gpm.merge_prompts")
+    with pytest.raises(SystemExit) as ended:
+        dataset(rows, *short)
+    assert ended.value.code == 2
+    error = capsys.readouterr().err
+    assert "preference data, row 2: the prompt has" in error
+    assert "--gpm.bad_rows skip" in error
+    assert len(dataset(rows, *short, "--gpm.bad_rows", "skip")) == 1
+
+
+def test_a_gpm_that_is_trained_further_keeps_its_checkpoints_format_and_head(dataset, model):
+    gpm = {"dim": 2, "gate": "none", "normalize": False, "head": "pairwise", "max_len": 40}
+    config = json.loads(Path(model, "config.json").read_text())
+    authors = gpm | {"generation_prompt": False, "bos": "tokenizer", "eos": "replace"}
+    Path(model, "config.json").write_text(json.dumps(config | {"gpm": authors}))
+    data = dataset(CYCLE[:1])
+    assert (data.formatter.generation_prompt, data.formatter.bos, data.formatter.eos) == (
+        False,
+        "tokenizer",
+        "replace",
+    )
+    assert data.formatter.max_len == 40
+    assert dataset(CYCLE[:1], "--data.max_len", "30").formatter.max_len == 30
+    want = [data.formatter.encode("Name a prime.", pair_text(*order)) for order in (("7", "9"), ("9", "7"))]
+    assert data.rows[0].samples == want
+
+
+def test_long_responses_to_a_short_prompt_are_not_put_into_one_row(dataset):
+    """15 % fewer tokens, but attention over the whole row would cost far more than they."""
+    shared = list(range(5, 45))
+    group = [Encoded([*shared, *[50 + i] * 200, 1], 40) for i in range(16)]
+    data = dataset(CYCLE)
+    assert data.hidden_size == 32
+    assert tree_pays([group[:2]], data.hidden_size) is False
+    assert tree_pays([group], data.hidden_size) is False
+    data.hidden_size = 10**6  # linear layers are all there is
+    assert tree_pays([group], data.hidden_size) is True
 
 
 def test_mse_needs_log_odds_in_every_row(dataset, capsys):
