@@ -24,7 +24,7 @@ examples:
 
 input: JSON lines (also gzipped), JSON, parquet, CSV, TSV, or a dataset's name as "owner/name:split". Pairs
 (prompt, chosen, rejected), lists (RewardBench 2), groups (prompt, responses with scores, ranks or comparisons),
-UltraFeedback; docs/data.md has a line of each. A bad row ends the command, unless --on_bad skip leaves it out.
+UltraFeedback; docs/data.md has a line of each. A bad row ends the command, unless --bad_rows skip leaves it out.
 output: JSON lines; a file appears when it is complete.
 """
 CHECK = """\
@@ -72,7 +72,7 @@ examples:
   openrlhf-gpm data cycle --groups groups.jsonl --length 5 --full --output cyc5full.jsonl
   openrlhf-gpm data cycle --groups groups.jsonl --length 3 --random_direction --seed 1 --output control.jsonl
 """
-ON_BAD = "refuse: end at the first bad row (default); skip: leave bad rows out and say which"
+BAD_ROWS = "refuse: end at the first bad row (default); skip: leave bad rows out and say which"
 SHOWN_BAD = 20  # bad rows of a file that `check` lists
 
 
@@ -122,7 +122,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
             "--max_chars", type=int, metavar="N", help="a prompt with a response that is longer is a bad row"
         )
     for action in (split, merge, cyclic, cycle):
-        action.add_argument("--on_bad", choices=("refuse", "skip"), default="refuse", help=ON_BAD)
+        action.add_argument("--bad_rows", choices=("refuse", "skip"), default="refuse", help=BAD_ROWS)
     for action in (split, cyclic, cycle):
         action.add_argument("--pairs", action="store_true", help="write one comparison a line, prompt/chosen/rejected")
 
@@ -256,7 +256,7 @@ def _read(args: argparse.Namespace, normalise: Any = None) -> Iterator[Any]:
     normalise = normalise or preference_reader(_keys(args), args.max_chars)
     report = BadRows()
     for name in args.files:
-        for _, item in _progress(read_with(name, normalise, args.on_bad, report)):
+        for _, item in _progress(read_with(name, normalise, args.bad_rows, report)):
             yield item
     if report.count:
         print(report.summary())

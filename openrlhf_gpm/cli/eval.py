@@ -169,9 +169,10 @@ def _summary(name: str, result: dict[str, Any]) -> str:
         ci = result["ci95"].get("accuracy")
         interval = f" [{ci[0]:.4f}, {ci[1]:.4f}]" if ci else ""
         longer = result["baseline"]["longer_wins"]["accuracy"]
-        parts.append(
-            f"accuracy {result['accuracy']:.4f}{interval} (longer wins: {longer:.4f}), nll {result['nll']:.4f}"
-        )
+        parts.append(f"accuracy {result['accuracy']:.4f}{interval} (longer wins: {longer:.4f})")
+    if result["nll"] is not None:  # None: no score is finite
+        parts.append(f"nll {result['nll']:.4f}")
+    if result["pairs"]:
         parts.append(f"{result['ties']} ties and {result['nan']} without a finite score, counted as wrong")
     if "rewardbench" in result:
         partial = " (partial)" if result["rewardbench"]["partial"] else ""

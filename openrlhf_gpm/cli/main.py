@@ -67,7 +67,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, ImportError) as error:
         if args.debug:
             raise
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        missing = isinstance(error, FileNotFoundError) and error.filename
+        text = f"{error.filename} does not exist: correct the path" if missing else str(error)
+        print(f"error: {' '.join(text.split())}", file=sys.stderr)
         return 2
 
 

@@ -111,7 +111,7 @@ def test_check_finds_the_bad_row_and_split_refuses_it(tmp_path, capsys, name):
 def test_split_skips_the_bad_row_when_asked(tmp_path, capsys, name):
     path = tmp_path / name
     path.write_bytes(WITH_BAD_ROWS[name])
-    assert split(path, "--on_bad", "skip") == 0
+    assert split(path, "--bad_rows", "skip") == 0
     assert f"1 of {20 if name == 'half_line.jsonl' else 21} rows skipped: " in capsys.readouterr().out
     assert sorted(other.name for other in tmp_path.iterdir()) == sorted([name, "train", "held_out"])
     assert main(["data", "check", str(tmp_path / "train"), str(tmp_path / "held_out")]) == 0
@@ -126,7 +126,7 @@ def split(path, *options):
 def test_a_command_says_one_line_about_a_broken_file_and_writes_nothing(tmp_path, capsys, name):
     path = tmp_path / name
     path.write_bytes(BROKEN[name][0])
-    for status in (main(["data", "check", str(path)]), split(path), split(path, "--on_bad", "skip")):
+    for status in (main(["data", "check", str(path)]), split(path), split(path, "--bad_rows", "skip")):
         assert status in (1, 2)
     err = capsys.readouterr().err
     assert err.count("\n") in (2, 3)  # a line from each command that did not just find bad rows

@@ -139,7 +139,7 @@ def test_split_can_take_groups_apart_into_pairs(tmp_path, capsys):
 def test_skipped_rows_are_told(tmp_path, capsys):
     source = write(tmp_path / "in.jsonl", [GOOD, "{", GOOD | {"chosen": "c"}])
     out = tmp_path / "out.jsonl"
-    status, said, _ = run(capsys, "merge", source, "--output", out, "--on_bad", "skip")
+    status, said, _ = run(capsys, "merge", source, "--output", out, "--bad_rows", "skip")
     assert status == 0
     assert said.startswith(f"1 of 3 rows skipped: 1 not JSON ({source}:2)\n")
     assert len(rows_of(out)) == 1
@@ -222,7 +222,7 @@ def test_cycle_goes_over_the_models_of_a_file_of_groups(tmp_path, capsys):
         (["split", "absent.jsonl", "--train", "t", "--held_out", "h"], "absent.jsonl"),
         (["split", "in.jsonl", "--train", "t", "--held_out", "h", "--max_chars", "0"], "--max_chars must be >= 1"),
         (["merge", "bad.jsonl", "--output", "o"], "bad.jsonl:2: 'chosen' is an empty response"),
-        (["merge", "only_bad.jsonl", "--output", "o", "--on_bad", "skip"], "only_bad.jsonl: every row is bad; see"),
+        (["merge", "only_bad.jsonl", "--output", "o", "--bad_rows", "skip"], "only_bad.jsonl: every row is bad; see"),
         (["cycle", "--groups", "in.jsonl", "--length", "2", "--output", "o"], "at least 3 responses, got 2"),
         (["cycle", "--groups", "in.jsonl", "--length", "4", "--full", "--output", "o"], "got 4; try 5"),
         (["cycle", "--groups", "in.jsonl", "--length", "3", "--output", "o"], "in.jsonl:1: 'responses' is missing"),

@@ -42,7 +42,7 @@ def survive(suffix, content):
         assert (found == 2) == bool(err)
         assert err.count("\n") <= 1
         for on_bad in ("refuse", "skip"):
-            argv = ["split", path, "--fraction", 0.5, "--train", train, "--held_out", held_out, "--on_bad", on_bad]
+            argv = ["split", path, "--fraction", 0.5, "--train", train, "--held_out", held_out, "--bad_rows", on_bad]
             status, _, err = run(*argv)
             assert status in (0, 2)
             assert (status == 2) == bool(err)

@@ -221,6 +221,28 @@ def test_a_model_with_nan_is_measured_and_the_nan_counted(job, out, tmp_path, ne
     assert "1 without a finite score, counted as wrong" in capsys.readouterr().out
 
 
+def test_a_model_without_any_finite_score_is_all_wrong_and_ends_in_a_summary(
+    job, out, tmp_path, new_gpm, chat_tokenizer, capsys
+):
+    from openrlhf_gpm.models.checkpoint import save_gpm
+
+    model = new_gpm(gate="none")
+    with torch.no_grad():
+        model.get_input_embeddings().weight.fill_(math.nan)
+    save_gpm(model, chat_tokenizer, tmp_path / "nan")
+    assert cli.main(changed(job, "--model", tmp_path / "nan")) == 0
+    found = metrics(out)
+    assert (found["accuracy"], found["nll"], found["nan"]) == (0, None, 5)
+    assert "0 ties and 5 without a finite score, counted as wrong" in capsys.readouterr().out
+
+
+def test_pairs_that_are_all_undecided_still_have_a_likelihood(job, out, tmp_path, capsys):
+    job = changed(changed(job, "--model", "length"), "--data", jsonl(tmp_path / "half.jsonl", PAIRS[4:]))
+    assert cli.main([*job, "--no_plots"]) == 0
+    assert metrics(out)["accuracy"] is None
+    assert "length: nll 0.6931" in capsys.readouterr().out  # equally long: ln 2
+
+
 # Interrupted and repeated runs
 
 
