@@ -2,13 +2,14 @@
 
 SmolLM2-135M in fp32, the same ids and weights in every arm; numbers are checked before a speed is printed.
 
-usage: python benchmarks/prompt_once.py [--group_sizes 2 4 8 16 32] [--pairs 7] [--threads N]
+usage: python benchmarks/prompt_once.py [--group_sizes 2 4 8 16 32] [--pairs 7] [--arms ...]
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -60,7 +61,9 @@ def report(name: str, ratio: Any, tokens: float) -> dict[str, Any]:
     return {"name": name, "tokens_ratio": tokens, "of_bound": ratio.median / tokens, **vars(ratio)}
 
 
-def measure(prompt: int, response: int, k: int, models: dict[str, Any], pairs: int) -> list[dict[str, Any]]:
+def measure(
+    prompt: int, response: int, k: int, models: dict[str, Any], pairs: int, only: list[str]
+) -> list[dict[str, Any]]:
     group = random_group(prompt, response, k)
     shared, full = (TorchBackend(models["gpm"], share_prompt=share) for share in ("auto", "off"))
     actor = RewardActorPath(models["bt"])
@@ -75,25 +78,23 @@ def measure(prompt: int, response: int, k: int, models: dict[str, Any], pairs: i
     used = prompt + k * response if shares else k * length
     assert shared_length(group) == prompt
     name = f"{prompt}/{response} K={k}" + ("" if shares else " (falls back)")
-    rows = [
-        report(
-            f"{name}: OpenRLHF's actor",
-            compare(lambda: actor(group), lambda: shared.embed_groups([group]), pairs),
-            k * length / used,
-        ),
-        report(
-            f"{name}: full encoding",
-            compare(lambda: full.embed_groups([group]), lambda: shared.embed_groups([group]), pairs),
-            k * length / used,
-        ),
-    ]
-    if k <= PAIRWISE_UP_TO and shares:
+
+    def once() -> None:
+        shared.embed_groups([group])
+
+    arms: dict[str, tuple[Callable[[], object], int]] = {"OpenRLHF's actor": (lambda: actor(group), k * length)}
+    if shares:
+        arms["full encoding"] = (lambda: full.embed_groups([group]), k * length)
+    if shares and k <= PAIRWISE_UP_TO:
         table = encode_pairs(models["pairwise"], group, prompt)
         assert torch.equal(table, -table.mT)
-        ratio = compare(
-            lambda: encode_pairs(models["pairwise"], group, prompt), lambda: shared.embed_groups([group]), pairs
-        )
-        rows.append(report(f"{name}: all pairs", ratio, k * (k - 1) * (prompt + 2 * response) / used))
+        tokens = k * (k - 1) * (prompt + 2 * response)
+        arms["all pairs"] = (lambda: encode_pairs(models["pairwise"], group, prompt), tokens)
+    rows = [
+        report(f"{name}: {arm}", compare(run, once, pairs), tokens / used)
+        for arm, (run, tokens) in arms.items()
+        if not only or arm in only
+    ]
     return [{"prompt": prompt, "response": response, "k": k, **row} for row in rows]
 
 
@@ -101,6 +102,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--group_sizes", type=int, nargs="+", default=[2, 4, 8, 16, 32])
     parser.add_argument("--pairs", type=int, default=7, help="ABBA pairs a row")
+    parser.add_argument("--arms", nargs="*", default=[], help='only these, such as "OpenRLHF\'s actor" (default: all)')
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -108,7 +110,7 @@ def main() -> None:
     models = {name: load_gpm_fp32(paths[name]) for name in ("gpm", "pairwise")} | {"bt": load_bt(paths["bt"])}
     cases = [(p, r, k) for p, r in SHAPES for k in args.group_sizes]
     cases += [(p, r, k) for p, r in FALLBACKS for k in (2, 8)]
-    rows = [row for case in cases for row in measure(*case, models, args.pairs)]
+    rows = [row for case in cases for row in measure(*case, models, args.pairs, args.arms)]
     OUTPUTS.mkdir(parents=True, exist_ok=True)
     (OUTPUTS / "prompt_once.json").write_text(json.dumps({"threads": args.threads, "rows": rows}, indent=2) + "\n")
     print(f"written to {OUTPUTS / 'prompt_once.json'}")
