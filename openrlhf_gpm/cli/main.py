@@ -67,8 +67,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, ImportError) as error:
         if args.debug:
             raise
-        missing = isinstance(error, FileNotFoundError) and error.filename
-        text = f"{error.filename} does not exist: correct the path" if missing else str(error)
+        text = str(error)
+        if isinstance(error, FileNotFoundError) and error.filename:
+            text = f"{error.filename} does not exist: correct the path"
         print(f"error: {' '.join(text.split())}", file=sys.stderr)
         return 2
 
