@@ -136,12 +136,12 @@ def test_a_run_that_breaks_off_leaves_no_output_and_is_continued(job, capsys):
 
 
 def test_ctrl_c_ends_with_130_and_the_run_is_continued(job, capsys):
-    option(job, "--input").write_text((json.dumps(LINES[0]) + "\n") * 600)
+    option(job, "--input").write_text((json.dumps(LINES[0]) + "\n") * 1500)
     command = [sys.executable, "-m", "openrlhf_gpm.cli.main", *job, "--batch_tokens", "1"]
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=env) as run:
         err = ""
-        while not re.search(r" [1-9]\d*/600", err):
+        while not re.search(r" [1-9]\d*/1500", err):
             err += run.stderr.read(1)
             assert run.poll() is None, err
         run.send_signal(signal.SIGINT)
@@ -151,8 +151,8 @@ def test_ctrl_c_ends_with_130_and_the_run_is_continued(job, capsys):
     assert "Traceback" not in err
     assert files(job) == ["in.jsonl", "out.jsonl.partial", "out.jsonl.partial.json"]
     assert cli.main(job) == 0
-    assert re.search(r"continuing .*out.jsonl.partial: [1-9]\d* of 600 groups are done", capsys.readouterr().err)
-    assert len(results(job)) == 600
+    assert re.search(r"continuing .*out.jsonl.partial: [1-9]\d* of 1500 groups are done", capsys.readouterr().err)
+    assert len(results(job)) == 1500
 
 
 def test_only_the_missing_groups_are_scored_again(job):
