@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from openrlhf_gpm.models.attention import share_heads
 from openrlhf_gpm.models.batching import fullest_prompt, length_batches
 from openrlhf_gpm.models.config import GPMConfig
 from openrlhf_gpm.models.formatting import Encoded, collate
@@ -61,7 +62,7 @@ class TorchBackend:
     """Embeddings from a loaded GPM: the prompt once where that pays and is exact, else every sample in full.
 
     Args:
-        model: a GPM in eval mode.
+        model: a GPM in eval mode. On a CPU its "sdpa" attention becomes one that copies less (`share_heads`).
         device: where it is.
         batch_tokens: padded tokens per forward pass.
         pad_token_id: any id.
@@ -96,6 +97,7 @@ class TorchBackend:
                 self.share_prompt = "off"
             else:
                 self.longest_shared = sliding_window(model.config)
+                share_heads(model)
 
     def embed_groups(self, groups: Sequence[Sequence[Encoded]]) -> tuple[Tensor, Tensor]:
         """See `Backend`."""
