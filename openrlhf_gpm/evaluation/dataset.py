@@ -5,7 +5,7 @@ embeds each response once; every row keeps its comparisons, its subset and its p
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -139,40 +139,62 @@ def comparisons(datasets: Sequence[Dataset], scores: Sequence[Scores]) -> Compar
     return Comparisons(np.array(values, float), np.array(labels, float), np.array(prompts, np.int64), subsets)
 
 
-def outcomes(datasets: Sequence[Dataset], scores: Sequence[Scores], subset: str | None = None) -> list[Outcomes]:
-    """The decided comparisons of every group, of all rows or of one subset's."""
-    found = []
+def outcomes(datasets: Sequence[Dataset], scores: Sequence[Scores]) -> list[Outcomes]:
+    """The decided comparisons of every group that has some."""
+    return _outcomes(datasets, scores, lambda row: True).get(True, [])
+
+
+def outcomes_by_subset(datasets: Sequence[Dataset], scores: Sequence[Scores]) -> dict[str, list[Outcomes]]:
+    """`outcomes` of the rows of every named subset, in order of its name."""
+    found = _outcomes(datasets, scores, lambda row: row.subset)
+    return {name: found[name] for name in sorted(filter(None, found))}
+
+
+def _outcomes(
+    datasets: Sequence[Dataset], scores: Sequence[Scores], key: Callable[[PreferenceGroup], Any]
+) -> dict[Any, list[Outcomes]]:
+    """The decided comparisons of every group, those of rows with different keys apart."""
+    found: dict[Any, list[Outcomes]] = {}
     for dataset, of_groups in zip(datasets, scores, strict=True):
-        edges: list[list[tuple[int, int]]] = [[] for _ in dataset.groups]
+        edges: dict[tuple[Any, int], list[tuple[int, int]]] = {}
         for row, (group, index) in zip(dataset.rows, dataset.places, strict=True):
-            if subset is None or row.subset == subset:
-                edges[group] += [(index[b], index[w]) for b, w in map(_decided, row.comparisons) if b != w]
-        for members, pairs, matrix in zip(dataset.groups, edges, of_groups, strict=True):
+            decided = [(index[b], index[w]) for b, w in map(_decided, row.comparisons) if b != w]
+            edges.setdefault((key(row), group), []).extend(decided)
+        for (name, group), pairs in edges.items():
+            matrix = of_groups[group]
             better, worse = [b for b, _ in pairs], [w for _, w in pairs]
             wins = [bool(np.isfinite(matrix[b, w]) and matrix[b, w] > 0) for b, w in pairs]
-            found.append(Outcomes(len(members.responses), better, worse, wins))
+            size = len(dataset.groups[group].responses)
+            found.setdefault(name, []).append(Outcomes(size, better, worse, wins))
     return found
 
 
-def rewardbench2_items(datasets: Sequence[Dataset], scores: Sequence[Scores], win_rate: bool = False) -> list[Item]:
+def rewardbench2_items(
+    datasets: Sequence[Dataset], scores: Sequence[Scores], win_rate: bool = False
+) -> tuple[list[Item], int]:
     """The rows that are items of RewardBench 2, with the standing of each response in its group.
+
+    Also returns how many rows of its subsets are none: too few or too many answers.
 
     The standing is the mean over all K responses, itself included, of the score (or of its probability): for a
     Bradley-Terry model that is the reward up to a constant, and so the published rule; the mean over the K - 1 others
     would stretch small groups. An item of Ties has an id like "tied:5"; any other has one right and three wrong.
     """
-    items = []
+    items, others = [], 0
     for dataset, of_groups in zip(datasets, scores, strict=True):
         for i, row in enumerate(dataset.rows):
             right = sorted({c.first for c in row.comparisons if c.label > 0.5})
             wrong = sorted({c.second for c in row.comparisons if c.label > 0.5})
             tie = row.subset == "Ties" and isinstance(row.id, str) and re.fullmatch(r"(ref|tied):.+", row.id)
-            if row.subset not in SUBSETS_V2 or not right or not (tie or (len(right), len(wrong)) == (1, 3)):
+            if row.subset not in SUBSETS_V2:
+                continue
+            if not right or not (tie or (len(right), len(wrong)) == (1, 3)):
+                others += 1
                 continue
             matrix = dataset.row_scores(of_groups, i)
             standing = (sigmoid(matrix) if win_rate else matrix).mean(1).tolist()
             items.append(Item(str(row.id), row.subset, [standing[r] for r in right], [standing[w] for w in wrong]))
-    return items
+    return items, others
 
 
 def _check_lengths(group: PreferenceGroup, formatters: Mapping[str, Formatter]) -> None:

@@ -41,10 +41,16 @@ class Comparisons:
     def __len__(self) -> int:
         return len(self.scores)
 
-    def where(self, mask: NDArray[np.bool_]) -> "Comparisons":
-        """The comparisons where mask (N,) is true."""
-        kept = [name for name, keep in zip(self.subsets, mask, strict=True) if keep]
-        return Comparisons(self.scores[mask], self.labels[mask], self.prompts[mask], kept)
+    def by_subset(self) -> dict[str, "Comparisons"]:
+        """The comparisons of every named subset, in order of its name."""
+        rows: dict[str, list[int]] = {}
+        for i, name in enumerate(self.subsets):
+            if name:
+                rows.setdefault(name, []).append(i)
+        return {
+            name: Comparisons(self.scores[at], self.labels[at], self.prompts[at], [name] * len(at))
+            for name, at in sorted(rows.items())
+        }
 
 
 def right(comparisons: Comparisons) -> NDArray[np.bool_]:
@@ -62,12 +68,13 @@ def pair_metrics(
     accuracy: share of the decided comparisons (label not 1/2) that are `right`.
     nll (nats) and brier: mean over the finite scores, against the label as a probability.
     ece: expected calibration error, see `calibration`.
-    ci95: [low, high] of the four, from `draws` bootstrap samples of prompts; empty with draws = 0.
+    ci95: [low, high] of the four, from `draws` bootstrap samples of prompts; empty with draws = 0 or one prompt,
+        which tells nothing about others.
     pairs, prompts, undecided (label 1/2), ties (decided, score 0), nan (score not finite): counts.
     by_subset: the same, without calibration, for every named subset in order of its name.
     """
     sums, means = prompt_sums(comparisons, bins), None
-    if draws and len(sums):
+    if draws and len(sums) > 1:
         means = _ratios(bootstrap(sums, draws, seed))  # (B, 4)
     undecided = comparisons.labels == 0.5
     result: dict[str, Any] = {
@@ -81,11 +88,9 @@ def pair_metrics(
     }
     if by_subset:
         result["calibration"] = calibration(comparisons, bins)
-        names = np.array([name or "" for name in comparisons.subsets])
         result["by_subset"] = {
-            str(name): pair_metrics(comparisons.where(names == name), bins, draws, seed, by_subset=False)
-            for name in np.unique(names)
-            if name
+            name: pair_metrics(part, bins, draws, seed, by_subset=False)
+            for name, part in comparisons.by_subset().items()
         }
     return result
 

@@ -9,6 +9,8 @@ from openrlhf_gpm.evaluation.rewardbench import ITEMS, SECTIONS, SUBSETS_V2
 Results = dict[str, dict[str, Any]]
 
 BASELINE = "longer wins"
+MAX_ROWS = 50
+"""Subsets that a table names: some data has one for every row."""
 
 PAPER_CYCLIC = (
     ("no instruction following", "62.4", "100"),
@@ -41,7 +43,7 @@ def markdown(
             _parts(beside, "by_subset", "subset"),
         ]
     for name, section in (("rewardbench", _rewardbench), ("rewardbench2", _rewardbench2), ("cyclic", _cyclic)):
-        if name in first:
+        if name in first and not (name == "cyclic" and first[name]["cyclic_groups"] == 0):  # only ranked groups
             parts.append(section(beside))
     if "groups" in first:
         parts.append(_groups(results))
@@ -122,12 +124,19 @@ def _parts(beside: Results, key: str, label: str) -> str:
     names = list(first.get(key, {}))
     if not names:
         return ""
+    if len(names) > MAX_ROWS:
+        names = sorted(sorted(names, key=lambda name: -first[key][name]["pairs"])[:MAX_ROWS])
     rows = []
     for name in names:
         entries = [result[key][name] for result in beside.values()]
         cells = [percent(entry["accuracy"], entry["ci95"].get("accuracy")) for entry in entries]
         rows.append([name, str(entries[0]["pairs"]), str(entries[0]["prompts"]), *cells])
-    return f"### Accuracy % by {label}\n\n" + table([label, "pairs", "prompts", *beside], rows)
+    cut = (
+        ""
+        if len(names) == len(first[key])
+        else f"\n\nThe {MAX_ROWS} largest of {len(first[key])}; all are in metrics.json."
+    )
+    return f"### Accuracy % by {label}\n\n" + table([label, "pairs", "prompts", *beside], rows) + cut
 
 
 def _rewardbench(beside: Results) -> str:
@@ -168,6 +177,11 @@ def _rewardbench2(beside: Results) -> str:
     text = ["## RewardBench 2", table(["subset, %", "items", *found], rows)]
     if first["missing"]:
         text.append(f"**Partial**, not comparable with published numbers. Missing: {', '.join(first['missing'])}.")
+    if first["not_items"]:
+        text.append(
+            f"{first['not_items']} rows of these subsets are no items (one right and three wrong answers, or a tie "
+            "with its id) and are left out."
+        )
     return "\n\n".join(text)
 
 
@@ -180,7 +194,8 @@ def _cyclic(beside: Results) -> str:
         return [label, str(entries[0]["groups"]), percent(entries[0]["ranking_bound"]), *cells]
 
     rows = [row("all", list(found.values()))]
-    rows += [row(name, [entry["by_subset"][name] for entry in found.values()]) for name in first["by_subset"]]
+    cyclic = [name for name, entry in first["by_subset"].items() if entry["cyclic_groups"] != 0][:MAX_ROWS]
+    rows += [row(name, [entry["by_subset"][name] for entry in found.values()]) for name in cyclic]
     bounded = (
         ""
         if first["cyclic_groups"] is None

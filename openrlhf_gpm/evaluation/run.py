@@ -8,7 +8,14 @@ from typing import Any
 
 from openrlhf_gpm.evaluation import metrics, report
 from openrlhf_gpm.evaluation.cycles import cyclic_metrics
-from openrlhf_gpm.evaluation.dataset import Dataset, Scores, comparisons, outcomes, rewardbench2_items
+from openrlhf_gpm.evaluation.dataset import (
+    Dataset,
+    Scores,
+    comparisons,
+    outcomes,
+    outcomes_by_subset,
+    rewardbench2_items,
+)
 from openrlhf_gpm.evaluation.groups import group_metrics
 from openrlhf_gpm.evaluation.models import LongerWins
 from openrlhf_gpm.evaluation.rewardbench import rewardbench, rewardbench2
@@ -59,7 +66,7 @@ def evaluate(datasets: Sequence[Dataset], scores: Sequence[Scores], settings: Se
 def _metrics(datasets: Sequence[Dataset], scores: Sequence[Scores], settings: Settings) -> dict[str, Any]:
     table = comparisons(datasets, scores)
     result = metrics.pair_metrics(table, settings.bins, settings.bootstrap, settings.seed)
-    items = rewardbench2_items(datasets, scores, settings.group_score == "win_rate")
+    items, not_items = rewardbench2_items(datasets, scores, settings.group_score == "win_rate")
     parts = {
         "rewardbench": rewardbench(result["by_subset"]),
         "rewardbench2": rewardbench2(items),
@@ -67,8 +74,11 @@ def _metrics(datasets: Sequence[Dataset], scores: Sequence[Scores], settings: Se
         "groups": group_metrics([matrix for of_groups in scores for matrix in of_groups]),
     }
     if parts["cyclic"]:
-        found = {name: cyclic_metrics(outcomes(datasets, scores, name)) for name in result["by_subset"]}
+        of_subsets = outcomes_by_subset(datasets, scores)
+        found = {name: cyclic_metrics(groups) for name, groups in of_subsets.items()}
         parts["cyclic"]["by_subset"] = {name: row for name, row in found.items() if row}
+    if parts["rewardbench2"]:
+        parts["rewardbench2"]["not_items"] = not_items
     return result | {name: part for name, part in parts.items() if part}
 
 

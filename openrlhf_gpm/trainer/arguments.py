@@ -41,6 +41,11 @@ def check_reward_training(args: SimpleNamespace) -> None:
     if not args.data.dataset:
         raise ValueError("--data.dataset is missing: name a preference file (JSONL, parquet) or a dataset")
     _check_lm(args)
+    if args.model.aux_loss_coef:
+        raise ValueError(
+            "--model.aux_loss_coef: OpenRLHF's reward training has no balancing loss, because a trunk without its "
+            "output layer computes none; leave it 0"
+        )
     if args.model.loss_type != "sigmoid":
         raise ValueError(
             f"--model.loss_type {args.model.loss_type} is a Bradley-Terry loss; a GPM trains with sigmoid"

@@ -76,8 +76,7 @@ class GPMRewardTrainer(RewardModelTrainer):
             loss = loss + self.args.gpm.lm_coef * outputs.lm_loss
             logs["lm_loss"] = outputs.lm_loss.item()
         _check_finite(loss, embedding, data["names"])
-        aux_loss = outputs.aux_loss if self.aux_loss else 0
-        return loss, aux_loss, preferred, torch.zeros_like(preferred), logs
+        return loss, 0, preferred, torch.zeros_like(preferred), logs
 
     def evaluate(self, eval_dataloader: Any, steps: int = 0) -> dict[str, float]:
         """Upstream's evaluation, which leaves a reward's mean and std in the config: a score has none."""

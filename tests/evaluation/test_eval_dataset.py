@@ -12,6 +12,7 @@ from openrlhf_gpm.evaluation.dataset import (
     comparisons,
     merged,
     outcomes,
+    outcomes_by_subset,
     read_dataset,
     rewardbench2_items,
     to_group,
@@ -91,7 +92,10 @@ def test_a_cycle_over_rows_is_seen_in_its_group(write):
     whole, other = outcomes([data], [SCORES])
     assert (whole.size, whole.better, whole.worse, whole.right) == (3, [0, 1, 2], [1, 2, 0], [True, True, True])
     assert (other.size, other.right) == (2, [False])
-    only_b = outcomes([data], [SCORES], "b")[0]
+    by_subset = outcomes_by_subset([data], [SCORES])
+    assert list(by_subset) == ["a", "b"]
+    assert (by_subset["a"][0].better, by_subset["a"][0].worse) == ([0, 2], [1, 0])
+    only_b = by_subset["b"][0]
     assert (only_b.better, only_b.worse) == ([1], [2])
 
 
@@ -174,7 +178,8 @@ def test_items_of_rewardbench_2_and_their_standing(write):
     tie = {"prompt": "q", "chosen": ["r1", "r2"], "rejected": ["w"], "subset": "Ties", "id": "tied:1"}
     data = read_dataset(write(best_of_4(id="m1"), tie, pair("z", "a", "b", subset="Math")))
     rewards = [np.array([3.0, 0, 1, 2]), np.array([5.0, 4, 0]), np.array([1.0, 0])]
-    math_, ties = rewardbench2_items([data], [[r[:, None] - r for r in rewards]])
+    (math_, ties), not_items = rewardbench2_items([data], [[r[:, None] - r for r in rewards]])
+    assert not_items == 1  # the pair, although its subset is Math
     assert (math_.id, math_.subset, ties.id) == ("m1", "Math", "tied:1")
     # For a Bradley-Terry model the standing is the reward, up to a constant of the group: gaps are those of rewards.
     assert math_.right[0] - math_.wrong[2] == pytest.approx(1.0)
@@ -186,8 +191,8 @@ def test_the_standing_may_be_a_win_rate(write):
     """A loses narrowly to B and C, B beats D narrowly ... by scores A is best, by win rates it is not."""
     scores = np.array([[0, -0.1, -0.1, 9], [0.1, 0, 0, 0.1], [0.1, 0, 0, 0.1], [-9, -0.1, -0.1, 0]])
     data = read_dataset(write(best_of_4()))
-    assert rewardbench2_items([data], [[scores]])[0].right[0] == pytest.approx(8.8 / 4)
-    rate = rewardbench2_items([data], [[scores]], win_rate=True)[0]
+    assert rewardbench2_items([data], [[scores]])[0][0].right[0] == pytest.approx(8.8 / 4)
+    rate = rewardbench2_items([data], [[scores]], win_rate=True)[0][0]
     assert rate.right[0] == pytest.approx((0.5 + 2 / (1 + np.exp(0.1)) + 1 / (1 + np.exp(-9))) / 4)
 
 
@@ -197,7 +202,7 @@ def test_items_keep_their_own_group_when_prompts_are_merged(write):
     data = read_dataset(write(best_of_4(), other))
     assert [len(group.responses) for group in data.groups] == [5]
     rewards = np.array([3.0, 0, 1, 2, 50])
-    first, second = rewardbench2_items([data], [[rewards[:, None] - rewards]])
+    (first, second), _ = rewardbench2_items([data], [[rewards[:, None] - rewards]])
     assert first.right[0] == pytest.approx(3 - 6 / 4)
     assert second.right[0] == pytest.approx(50 - 53 / 4)
 

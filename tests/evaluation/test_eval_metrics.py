@@ -196,6 +196,7 @@ def test_every_metric_is_in_its_range(rows, bins):
     for name, top in (("accuracy", 1), ("brier", 1), ("ece", 1), ("nll", math.inf)):
         if found[name] is not None:
             assert 0 <= found[name] <= top + 1e-9
-            low, high = found["ci95"][name]
+            assert (name in found["ci95"]) == (found["prompts"] > 1)
+            low, high = found["ci95"].get(name) or (0, 0)
             assert -1e-9 <= low <= high
     assert sum(b["count"] for b in found["calibration"]) == found["pairs"] - found["nan"]

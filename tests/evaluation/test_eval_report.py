@@ -58,7 +58,7 @@ def test_the_report_shows_the_numbers_beside_the_baseline_and_the_paper(result):
     text = report.markdown({"gpm": result}, baseline, [], ["reliability.png"])
     assert line(text, "| accuracy %") == "| accuracy % | 100.0 [100.0, 100.0] | 33.3 [33.3, 33.3] |"
     assert line(text, "| NLL") == "| NLL, nats | 0.127 [0.127, 0.127] | – |"
-    assert line(text, "| s\\|1") == "| s\\|1 | 3 | 1 | 100.0 [100.0, 100.0] | 33.3 [33.3, 33.3] |"
+    assert line(text, "| s\\|1") == "| s\\|1 | 3 | 1 | 100.0 | 33.3 |"  # one prompt: no interval
     assert line(text, "| all") == "| all | 2 | 66.7 | 100.0 / 100.0 | 33.3 / 0.0 |"
     assert line(text, "| no truthfulness") == "| no truthfulness | 50.0 | 100 |"
     assert line(text, "| groups with a 3-cycle") == "| groups with a 3-cycle, % | 100.0 |"
@@ -86,6 +86,42 @@ def test_differences_between_models_are_over_the_same_draws():
     baseline = evaluate([DATA], half, SETTINGS)
     text = report.markdown({"a": baseline | {"data": []}, "b": baseline | {"data": []}}, baseline, found)
     assert line(text, "| b - c") == "| b - c | 0.0 [0.0, 0.0] | no |"
+
+
+def test_sets_that_a_ranking_reproduces_are_not_called_cyclic():
+    ranked = PreferenceGroup(
+        "three", ["a", "b", "c"], [Comparison(0, 1), Comparison(1, 2), Comparison(0, 2)], "r", "r"
+    )
+    reward = np.array([2.0, 1.0, 0.0])[:, None] - np.array([2.0, 1.0, 0.0])
+
+    def text(data, scores):
+        found = evaluate([data], [scores], SETTINGS)
+        return report.markdown({"m": found | {"data": []}}, found, [])
+
+    assert "Cyclic sets" not in text(dataset(ranked), [reward])
+    both = text(dataset(*cycle("two", "s2"), ranked), [WINS, reward])
+    cyclic = both[both.index("## Cyclic sets") :]
+    assert line(cyclic, "| s2") == "| s2 | 1 | 66.7 | 100.0 / 100.0 | 100.0 / 100.0 |"
+    assert "| r |" not in cyclic
+
+
+def test_many_subsets_do_not_flood_the_report():
+    rows = [PreferenceGroup(f"p{i}", ["a", "b"], [Comparison(0, 1)], None, f"s{i:03}") for i in range(101)]
+    found = evaluate([dataset(*rows)], [[np.array([[0, 1.0], [-1, 0]])] * 101], SETTINGS)
+    assert len(found["by_subset"]) == 101
+    text = report.markdown({"m": found | {"data": []}}, found, [])
+    assert sum(row.startswith("| s0") for row in text.splitlines()) == report.MAX_ROWS
+    assert f"The {report.MAX_ROWS} largest of 101; all are in metrics.json." in text
+
+
+def test_rows_that_are_no_items_of_rewardbench_2_are_spoken_of():
+    right = [Comparison(0, i) for i in (1, 2, 3)]
+    item = PreferenceGroup("p", ["a", "b", "c", "d"], right, "1", "Math")
+    pair = PreferenceGroup("q", ["a", "b"], [Comparison(0, 1)], "2", "Math")
+    reward = np.arange(4.0)[::-1, None] - np.arange(4.0)[::-1]
+    found = evaluate([dataset(item, pair)], [[reward, reward[:2, :2]]], SETTINGS)
+    assert (found["rewardbench2"]["items"], found["rewardbench2"]["not_items"]) == ({"Math": 1}, 1)
+    assert "1 rows of these subsets are no items" in report.markdown({"m": found | {"data": []}}, found, [])
 
 
 def test_without_bootstrap_there_are_no_intervals():

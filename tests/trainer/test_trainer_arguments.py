@@ -118,6 +118,7 @@ def test_a_gpm_that_cannot_score_rollouts_as_it_is_is_refused(align, tmp_path, g
     [
         (["--gpm.save_best", "loss"], "--gpm.held_out or --eval.dataset"),
         (["--gpm.lm_coef", "0.1", "--gpm.head", "pairwise"], "--gpm.lm_coef"),
+        (["--model.aux_loss_coef", "0.01"], "--model.aux_loss_coef"),
     ],
 )
 def test_training_flags_that_cannot_work_together_are_refused(flags, told, capsys):
