@@ -27,10 +27,9 @@ setup(
     packages=[*find_packages(include=["openrlhf_gpm", "openrlhf_gpm.*"]), "openrlhf_gpm._patches"],
     package_dir={"openrlhf_gpm._patches": "patches"},
     package_data={"openrlhf_gpm._patches": ["*/series", "*/*.patch", "*/manifest.json"]},
-    install_requires=["torch>=2.6", "transformers>=5.0", "safetensors", "numpy", "tqdm"],  # load and score a GPM
+    install_requires=["torch>=2.6", "transformers>=5.15", "safetensors", "numpy", "tqdm"],  # load and score a GPM
     extras_require={
         "openrlhf": [f"openrlhf[vllm]=={OPENRLHF}", "patch-ng>=1.19"],  # GPU clusters: vllm and flash-attn with it
-        "serve": ["fastapi", "uvicorn"],
         "eval": ["datasets", "matplotlib", "pyarrow"],
         "dev": ["pytest>=9", "pytest-cov", "hypothesis", "ruff", "mypy", "scipy", "patch-ng>=1.19"],
     },

@@ -2,7 +2,9 @@
 
 SmolLM2-135M in fp32, the same ids and weights in every arm; numbers are checked before a speed is printed.
 
-usage: python benchmarks/prompt_once.py [--group_sizes 2 4 8 16 32] [--pairs 7] [--arms ...]
+With --groups N both sides get N groups a call: ours batches them by tokens, an actor takes one at a time.
+
+usage: python benchmarks/prompt_once.py [--group_sizes 2 4 8 16 32] [--groups 1] [--pairs 7] [--arms ...]
 """
 
 from __future__ import annotations
@@ -49,7 +51,9 @@ def encode_pairs(model: Any, group: list[Encoded], prompt: int) -> torch.Tensor:
     reward = torch.cat([model(**collate(samples[n : n + 8], 0))[0][:, 0] for n in range(0, len(samples), 8)])
     table = torch.zeros(k, k)
     table[i, j] = reward
-    return table - table.mT
+    table = table - table.mT
+    assert torch.equal(table, -table.mT)
+    return table
 
 
 def report(name: str, ratio: Any, tokens: float) -> dict[str, Any]:
@@ -62,45 +66,50 @@ def report(name: str, ratio: Any, tokens: float) -> dict[str, Any]:
 
 
 def measure(
-    prompt: int, response: int, k: int, models: dict[str, Any], pairs: int, only: list[str]
+    prompt: int, response: int, k: int, models: dict[str, Any], count: int, pairs: int, only: list[str]
 ) -> list[dict[str, Any]]:
-    group = random_group(prompt, response, k)
+    groups = [random_group(prompt, response, k, seed) for seed in range(count)]
+    group = groups[0]
     shared, full = (TorchBackend(models["gpm"], share_prompt=share) for share in ("auto", "off"))
     actor = RewardActorPath(models["bt"])
 
-    v, v_full = shared.embed_groups([group])[0], full.embed_groups([group])[0]
+    def rewards() -> torch.Tensor:
+        return torch.cat([actor(group) for group in groups])
+
+    v, v_full = shared.embed_groups(groups)[0], full.embed_groups(groups)[0]
     scale = v_full.abs().max()
     assert (v - v_full).abs().max() <= 1e-4 * scale, "sharing the prompt changed the embeddings"
-    assert (actor(group) - v_full[:, 0]).abs().max() <= 1e-4 * scale, "the reward is not the GPM's first number"
+    assert (rewards() - v_full[:, 0]).abs().max() <= 1e-4 * scale, "the reward is not the GPM's first number"
 
     length = prompt + response
     shares = shared.shares(group)
     used = prompt + k * response if shares else k * length
     assert shared_length(group) == prompt
-    name = f"{prompt}/{response} K={k}" + ("" if shares else " (falls back)")
+    name = (f"{count} x " if count > 1 else "") + f"{prompt}/{response} K={k}" + ("" if shares else " (falls back)")
 
     def once() -> None:
-        shared.embed_groups([group])
+        shared.embed_groups(groups)
 
-    arms: dict[str, tuple[Callable[[], object], int]] = {"OpenRLHF's actor": (lambda: actor(group), k * length)}
+    def pairwise() -> list[torch.Tensor]:
+        return [encode_pairs(models["pairwise"], group, prompt) for group in groups]
+
+    arms: dict[str, tuple[Callable[[], object], int]] = {"OpenRLHF's actor": (rewards, k * length)}
     if shares:
-        arms["full encoding"] = (lambda: full.embed_groups([group]), k * length)
+        arms["full encoding"] = (lambda: full.embed_groups(groups), k * length)
     if shares and k <= PAIRWISE_UP_TO:
-        table = encode_pairs(models["pairwise"], group, prompt)
-        assert torch.equal(table, -table.mT)
-        tokens = k * (k - 1) * (prompt + 2 * response)
-        arms["all pairs"] = (lambda: encode_pairs(models["pairwise"], group, prompt), tokens)
+        arms["all pairs"] = (pairwise, k * (k - 1) * (prompt + 2 * response))
     rows = [
         report(f"{name}: {arm}", compare(run, once, pairs), tokens / used)
         for arm, (run, tokens) in arms.items()
         if not only or arm in only
     ]
-    return [{"prompt": prompt, "response": response, "k": k, **row} for row in rows]
+    return [{"prompt": prompt, "response": response, "k": k, "groups": count, **row} for row in rows]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--group_sizes", type=int, nargs="+", default=[2, 4, 8, 16, 32])
+    parser.add_argument("--groups", type=int, default=1, help="groups a call")
     parser.add_argument("--pairs", type=int, default=7, help="ABBA pairs a row")
     parser.add_argument("--arms", nargs="*", default=[], help='only these, such as "OpenRLHF\'s actor" (default: all)')
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -110,7 +119,7 @@ def main() -> None:
     models = {name: load_gpm_fp32(paths[name]) for name in ("gpm", "pairwise")} | {"bt": load_bt(paths["bt"])}
     cases = [(p, r, k) for p, r in SHAPES for k in args.group_sizes]
     cases += [(p, r, k) for p, r in FALLBACKS for k in (2, 8)]
-    rows = [row for case in cases for row in measure(*case, models, args.pairs, args.arms)]
+    rows = [row for case in cases for row in measure(*case, models, args.groups, args.pairs, args.arms)]
     OUTPUTS.mkdir(parents=True, exist_ok=True)
     (OUTPUTS / "prompt_once.json").write_text(json.dumps({"threads": args.threads, "rows": rows}, indent=2) + "\n")
     print(f"written to {OUTPUTS / 'prompt_once.json'}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 from argparse import ArgumentParser
 from collections.abc import Callable
 from functools import partial
+from operator import attrgetter
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,9 +22,11 @@ class GPMPlugin(Plugin):
     """General Preference Models as reward models, GPO and SPPO as policy losses."""
 
     def choices(self, flag: str) -> list[str]:
+        """The values that a flag of OpenRLHF's has beside its own."""
         return list(REGRESSION_LOSSES) if flag == "actor.policy_loss_type" else []
 
     def add_arguments(self, command: str, parser: ArgumentParser) -> None:
+        """Add our flags to the parser of a command."""
         if command == "serve_rm":
             return  # a GPM scores groups, which OpenRLHF's one-number reward protocol cannot carry
         parser.add_argument(
@@ -39,32 +42,45 @@ class GPMPlugin(Plugin):
             _add_policy_arguments(parser)
 
     def check_arguments(self, command: str, args: SimpleNamespace) -> None:
+        """Raise ValueError for flags that cannot work together; warn of those that nothing reads."""
         from openrlhf_gpm.trainer import arguments
 
         if command == "train_rm" and args.reward_model_type == "gpm":
             arguments.check_reward_training(args)
         elif command == "train_rm":
-            arguments.warn_of_unused(_given_reward_flags(args))
-        elif command == "train_ppo_ray" and _scores_groups(args):
-            arguments.check_alignment(args)
+            arguments.warn_of_unused(_given(args, _add_reward_model_arguments), "--reward_model_type gpm is not given")
+        elif command == "train_ppo_ray":
+            if _scores_groups(args):
+                arguments.check_alignment(args)
+            arguments.warn_of_unused(_unused_policy_flags(args), "no part of this run reads them")
 
     def check_cluster(self, args: SimpleNamespace) -> None:
+        """Raise ValueError where the Ray cluster cannot hold the run."""
         if _scores_groups(args):
             from openrlhf_gpm.trainer.cluster import check_cluster
 
             check_cluster(args)
 
     def component(self, name: str, args: SimpleNamespace) -> Any:
+        """The class or function that takes the place of OpenRLHF's, or None to leave that."""
         load = _components(args).get(name)
         return load() if load else None
 
 
-def _given_reward_flags(args: SimpleNamespace) -> list[str]:
-    """The --gpm.* flags of train_rm that are not at their default."""
+def _given(args: SimpleNamespace, add_arguments: Callable[[ArgumentParser], None]) -> list[str]:
+    """Those of the flags, --GROUP.NAME, that are not at their default."""
     parser = ArgumentParser()
-    _add_reward_model_arguments(parser)
+    add_arguments(parser)
     defaults = vars(parser.parse_args([]))
-    return [f"--{name}" for name, value in defaults.items() if getattr(args.gpm, name.removeprefix("gpm.")) != value]
+    return [f"--{name}" for name, value in defaults.items() if attrgetter(name)(args) != value]
+
+
+def _unused_policy_flags(args: SimpleNamespace) -> list[str]:
+    """The given flags of train_ppo_ray that this run's reward model and loss do not read."""
+    regression = _policy_loss(args) in REGRESSION_LOSSES
+    gpm = args.reward_model_type == "gpm"
+    read = {"--gpm.log_groups": gpm or regression, "--gpm.reward": gpm and not regression}
+    return [flag for flag in _given(args, _add_policy_arguments) if not read.get(flag, regression)]
 
 
 def _components(args: SimpleNamespace) -> dict[str, Callable[[], Any]]:
@@ -198,7 +214,8 @@ def _add_policy_arguments(parser: ArgumentParser) -> None:
         "--gpm.log_groups",
         default=None,
         metavar="DIR",
-        help="write every step's groups to DIR/step_NNNNNN.jsonl: prompt, responses, embeddings, scores, targets",
+        help="write every step's groups to DIR/step_NNNNNN.jsonl: prompt, responses, embeddings, mean scores, win "
+        "rates, targets",
     )
     group = parser.add_argument_group(
         "GPO and SPPO",

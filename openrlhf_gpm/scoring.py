@@ -22,6 +22,7 @@ from openrlhf_gpm.models.backend import (
     embed_encoded,
     embed_trees,
     group_rows,
+    pick_device,
 )
 from openrlhf_gpm.models.checkpoint import load_gpm, read_gpm_config
 from openrlhf_gpm.models.config import GPMConfig
@@ -56,7 +57,7 @@ def load_formatter(path: str | os.PathLike[str]) -> Formatter:
     config = read_gpm_config(path)
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)
-    except (ValueError, OSError, KeyError, TypeError) as error:
+    except Exception as error:  # transformers and tokenizers raise many kinds for a damaged file, even a bare one
         raise ValueError(f"{path} holds no tokenizer that transformers can read: copy or save it again") from error
     return Formatter.from_config(tokenizer, config)
 
@@ -185,7 +186,7 @@ class GPM:
 
             vllm = VLLMBackend(path, dtype=dtype, device=device, batch_tokens=batch_tokens, share_prompt=share_prompt)
             return cls(None, formatter, batch_tokens=batch_tokens, backend=vllm)
-        device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        device = pick_device(device)
         if dtype is None and device.type == "cpu":
             dtype = torch.float32
         return cls(load_gpm(path, dtype=dtype, device=device), formatter, device, batch_tokens, share_prompt)

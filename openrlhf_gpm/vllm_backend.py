@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from openrlhf_gpm.models.backend import pick_device
 from openrlhf_gpm.models.batching import fullest_prompt
 from openrlhf_gpm.models.checkpoint import read_hf_config
 from openrlhf_gpm.models.config import GPMConfig
@@ -61,7 +62,7 @@ class VLLMBackend:
             )
         if batch_tokens < 1:
             raise ValueError(f"--batch_tokens must be >= 1, got {batch_tokens}")
-        asked = None if device is None else torch.device(device)
+        asked = None if device is None else pick_device(device)
         if asked is not None and asked.type == "cuda" and asked.index is not None:
             _show_only(asked.index)  # vLLM takes the first GPU that it sees
         try:

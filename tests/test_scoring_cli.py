@@ -243,6 +243,31 @@ def test_wrong_paths_are_named_with_their_flag(job, capsys, tmp_path):
     fails(capsys, with_option("--output", tmp_path / "no" / "out.jsonl"), "--output", "does not exist, create it")
     fails(capsys, with_option("--output", option(job, "--input")), "--output", "is the input")
     fails(capsys, [*job, "--batch_tokens", "0"], "--batch_tokens must be >= 1, got 0")
+    os.mkfifo(tmp_path / "pipe")
+    fails(capsys, with_option("--output", tmp_path / "pipe"), "--output", "no regular file")
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:64", "cpu:x"])
+def test_a_device_that_is_not_there_is_named(job, capsys, device):
+    fails(capsys, [*job, "--device", device], f"--device {device}")
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "message"),
+    [
+        ("config.json", {"num_attention_heads": 7}, "config.json: transformers cannot read it"),
+        ("config.json", {"hidden_size": "x"}, "config.json: transformers cannot read it"),
+        ("tokenizer.json", {"model": {"type": "unknown"}}, "no tokenizer that transformers can read"),
+    ],
+    ids=str,
+)
+def test_a_damaged_file_of_the_checkpoint_is_one_line(job, capsys, gpm_checkpoint, tmp_path, file, text, message):
+    broken = tmp_path / "broken"
+    shutil.copytree(gpm_checkpoint, broken)
+    content = json.loads((broken / file).read_text()) | text
+    (broken / file).write_text(json.dumps(content))
+    job[job.index("--model") + 1] = str(broken)
+    fails(capsys, job, message)
 
 
 # The command itself

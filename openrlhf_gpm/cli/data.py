@@ -288,6 +288,8 @@ def _check_outputs(sources: list[str], outputs: dict[str, Path]) -> None:
     for flag, path in outputs.items():
         if path.is_dir() or not path.name:
             raise ValueError(f"{flag} {path} is a folder: give a file name")
+        if path.exists() and not path.is_file():
+            raise ValueError(f"{flag} {path} is no regular file, and would be replaced by one: give a file name")
         if not path.absolute().parent.is_dir():
             raise ValueError(f"{flag} {path}: the folder {path.parent} does not exist, create it first")
         if path.resolve() in taken:

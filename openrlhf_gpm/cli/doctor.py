@@ -64,6 +64,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def examine() -> list[Finding]:
+    """Everything that a run needs, each with its state and what mends it."""
     gpus = len(list(Path("/dev").glob("nvidia[0-9]*")))
     pins = _pins()
     return [

@@ -61,7 +61,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         help="auto: score all rows of a prompt as one group, each response once; rows: every row by itself",
     )
     add("--bad_rows", choices=["refuse", "skip"], default="refuse", help="stop at a bad row, or count and go on")
-    add("--max_rows", type=int, metavar="N", help="read only the first N rows of each file")
+    add("--max_rows", type=int, metavar="N", help="evaluate the first N good rows of each file")
     add("--bins", type=int, default=10, help="bins of the calibration error over [1/2, 1] (default: 10)")
     add("--bootstrap", type=int, default=1000, metavar="N", help="samples of prompts behind the intervals (1000)")
     add("--seed", type=int, default=0, help="of the bootstrap (default: 0)")

@@ -88,10 +88,12 @@ def run(args: argparse.Namespace) -> int:
 
     from openrlhf_gpm.cli.workers import score_in_processes, worker_devices
     from openrlhf_gpm.data import read_groups
+    from openrlhf_gpm.models.backend import pick_device
     from openrlhf_gpm.models.checkpoint import read_gpm_config
     from openrlhf_gpm.scoring import GPM, load_formatter
 
     devices = worker_devices(args.device, args.workers, torch.cuda.device_count())
+    pick_device(devices[0])  # a wrong name is told before the data is read
     total = check_groups(args.input, load_formatter(args.model), read_gpm_config(args.model))
     load = partial(
         GPM.from_pretrained,
@@ -135,6 +137,8 @@ def check_paths(source: Path, output: Path) -> None:
         raise ValueError(f"--input {source} is not a file: give a JSONL file of groups")
     if output.is_dir():
         raise ValueError(f"--output {output} is a directory: give a file name")
+    if output.exists() and not output.is_file():
+        raise ValueError(f"--output {output} is no regular file, and would be replaced by one: give a file name")
     if not output.absolute().parent.is_dir():
         raise ValueError(f"--output {output}: the directory {output.parent} does not exist, create it first")
     if output.exists() and output.samefile(source):

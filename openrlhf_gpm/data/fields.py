@@ -11,7 +11,7 @@ from openrlhf_gpm.data.records import BadRow, Message, Prompt
 SHOWN = 40  # characters of a user's value in a message
 SHOWN_NAMES = 16  # columns
 MAX_DEPTH = 64  # of nested values
-MAX_RESPONSES = 1000  # of a group: all of its pairs are kept in memory
+MAX_RESPONSES = 1000  # of a group whose comparisons are all of its pairs: they are kept in memory
 
 
 def plain(value: Any, depth: int = 0) -> Any:
@@ -99,12 +99,12 @@ def split_response(value: Any, name: str) -> tuple[list[Message] | None, str]:
     return messages[:-1], messages[-1]["content"]
 
 
-def texts_of(value: Any, name: str, forms: str) -> list[str]:
-    """The texts of K >= 1 responses, none empty, from a list; `forms` ends the message when it is none."""
+def texts_of(value: Any, name: str, forms: str, limit: int | None = MAX_RESPONSES) -> list[str]:
+    """The texts of 1 to `limit` responses, none empty, from a list; `forms` ends the message when it is none."""
     if not isinstance(value, list):
         raise BadRow("wrong type", f"{name!r} must be a list of texts, got {type_of(value)}; {forms}")
-    if not 1 <= len(value) <= MAX_RESPONSES:
-        raise BadRow("group size", f"{name!r} has {len(value)} responses; give 1 to {MAX_RESPONSES}")
+    if not value or (limit and len(value) > limit):
+        raise BadRow("group size", f"{name!r} has {len(value)} responses; give 1 to {limit or 'any number'}")
     texts = []
     for i, item in enumerate(value):
         lead, text = split_response(item, f"{name}[{i}]")
@@ -162,11 +162,13 @@ def json_of(value: Any, name: str) -> Any:
 
 
 def id_of(row: Mapping[str, Any]) -> Any:
+    """The row's id as it is, if it can be written as JSON again; None without one."""
     value = row.get("id")
     return value if value is None or isinstance(value, int) else json_of(value, "'id'")
 
 
 def subset_of(row: Mapping[str, Any]) -> str | None:
+    """The row's subset as text; None without one."""
     value = row.get("subset")
     if value is None:
         return None
@@ -181,6 +183,7 @@ def names_of(row: Mapping[str, Any]) -> str:
 
 
 def listed(names: Iterable[Any]) -> str:
+    """Names as they may stand in a message."""
     return ", ".join(n if (n := str(name)).isprintable() and len(n) <= SHOWN else shown(n) for name in names)
 
 

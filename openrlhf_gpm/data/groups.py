@@ -5,6 +5,7 @@ from itertools import combinations
 from typing import Any
 
 from openrlhf_gpm.data.fields import (
+    MAX_RESPONSES,
     comparison_of,
     id_of,
     names_of,
@@ -18,7 +19,7 @@ from openrlhf_gpm.data.fields import (
     type_of,
 )
 from openrlhf_gpm.data.pairs import PAIR_FORMS, normalise_pair, pair_columns
-from openrlhf_gpm.data.prompts import group_prompt
+from openrlhf_gpm.data.prompts import group_prompt, with_system
 from openrlhf_gpm.data.ratings import is_rated, mean_ratings, normalise_rated
 from openrlhf_gpm.data.records import BadRow, Comparison, Group, PairKeys, PreferenceGroup, Prompt
 
@@ -31,7 +32,7 @@ FORMS = f"{PAIR_FORMS}; {GROUP_FORMS}"
 
 
 def normalise_group(row: Any) -> Group:
-    """Read {"id"?, "prompt": text | messages, "responses": [text, ...]}; other columns are ignored.
+    """Read {"id"?, "prompt": text | messages, "responses": [text, ...], "system"?}; other columns are ignored.
 
     Raises ValueError for a missing column, a value of the wrong type or an empty list.
     """
@@ -45,7 +46,7 @@ def normalise_group(row: Any) -> Group:
     if not responses:
         raise BadRow("empty list", "'responses' is empty; give at least one response or drop the line")
     texts = [text_of(response, f"'responses'[{i}]") for i, response in enumerate(responses)]
-    return Group(prompt_of(row["prompt"], "prompt"), texts, id_of(row))
+    return Group(with_system(row, prompt_of(row["prompt"], "prompt")), texts, id_of(row))
 
 
 def normalise_preference(row: Mapping[str, Any], keys: PairKeys | None = None) -> PreferenceGroup:
@@ -118,12 +119,13 @@ def _lists(row: dict[str, Any], keys: PairKeys) -> PreferenceGroup:
         for name in (keys.chosen, rejected_key)
     )
     n = len(chosen)
-    comparisons = [Comparison(i, n + j) for i in range(n) for j in range(len(rejected))]
+    known = comparison_of(row)  # what the row says of one comparison holds for each
+    comparisons = [Comparison(i, n + j, **known) for i in range(n) for j in range(len(rejected))]
     return _group(row, keys, chosen + rejected, comparisons)
 
 
 def _compared(row: dict[str, Any], keys: PairKeys) -> PreferenceGroup:
-    responses = _responses(row)
+    responses = _responses(row, limit=None)
     items = row["comparisons"]
     if not isinstance(items, list):
         raise BadRow("wrong type", f"'comparisons' must be a list of [i, j, label], got {type_of(items)}")
@@ -212,9 +214,9 @@ def _group(
     return PreferenceGroup(prompt, responses, kept, id_of(row), subset_of(row))
 
 
-def _responses(row: Mapping[str, Any]) -> list[str]:
+def _responses(row: Mapping[str, Any], limit: int | None = MAX_RESPONSES) -> list[str]:
     name = "responses" if row.get("responses") is not None else "completions"
-    return texts_of(row[name], name, GROUP_FORMS)
+    return texts_of(row[name], name, GROUP_FORMS, limit)
 
 
 def _numbers(row: Mapping[str, Any], name: str, size: int) -> list[float]:

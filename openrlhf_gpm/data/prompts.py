@@ -25,6 +25,8 @@ def with_system(row: Mapping[str, Any], prompt: Prompt) -> Prompt:
     """The prompt with the text of the `system` column, where the row has one, as its first message."""
     if not row.get("system"):
         return prompt
+    if prompt == "":
+        raise BadRow("wrong roles", "whole texts have no place for a 'system' column; put it into the texts")
     system = {"role": "system", "content": text_of(row["system"], "'system'")}
     messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
     if messages[0] == system:

@@ -23,6 +23,7 @@ class Survey:
         """Rows by form."""
 
     def add(self, group: PreferenceGroup, form: str) -> None:
+        """Count one row, whose form has this title."""
         self.groups.append(group)
         self.forms[form] += 1
 

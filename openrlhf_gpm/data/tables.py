@@ -16,8 +16,10 @@ JSON_COLUMNS = (
     "comparisons",
     "ratings",
     "prompt",
+    "instruction",
     "chosen",
     "rejected",
+    "reject",
 )
 NUMBER_COLUMNS = ("label", "margin", "log_odds")
 BATCH = 256  # parquet rows in memory at a time
@@ -89,12 +91,19 @@ def _cell(name: str, text: str) -> Any:
             return float(text)
         except ValueError:
             return text
-    if name in JSON_COLUMNS and text[:1] in ("[", "{"):
+    if text[:1] in ("[", "{"):
         try:
-            return json.loads(text)
+            value = json.loads(text)
         except (ValueError, RecursionError):  # a text that happens to start with a bracket
             return text
+        if name in JSON_COLUMNS or _is_messages(value):
+            return value
     return text
+
+
+def _is_messages(value: Any) -> bool:
+    """Whether a cell of a column of any name holds a conversation."""
+    return isinstance(value, list) and bool(value) and all(isinstance(item, dict) and "role" in item for item in value)
 
 
 def dataset_rows(name: Any) -> Iterator[tuple[str, Any]]:

@@ -151,8 +151,8 @@ def bootstrap(sums: Array, draws: int, seed: int) -> Array:
 def accuracy_difference(a: Comparisons, b: Comparisons, draws: int = DRAWS, seed: int = 0) -> dict[str, Any]:
     """Accuracy of a minus accuracy of b on the same N comparisons, with an interval over the same draws of prompts.
 
-    Returns difference, ci95 and separated: whether the interval leaves 0 out. Raises ValueError when the comparisons
-    are not the same.
+    Returns difference, ci95 and separated: whether the interval leaves 0 out; both None over a single prompt. Raises
+    ValueError when the comparisons are not the same.
     """
     if len(a) != len(b) or not (np.array_equal(a.prompts, b.prompts) and np.array_equal(a.labels, b.labels)):
         raise ValueError("two models can be compared on the same comparisons only: evaluate them in one run")
@@ -160,7 +160,7 @@ def accuracy_difference(a: Comparisons, b: Comparisons, draws: int = DRAWS, seed
     both = np.stack([sums_a[:, 0] - sums_b[:, 0], sums_a[:, 1]], axis=1)
     total = both.sum(0)
     difference = None if total[1] == 0 else float(total[0] / total[1])
-    if not draws or difference is None:
+    if not draws or len(both) < 2 or difference is None:
         return {"difference": difference, "ci95": None, "separated": None}
     low_high = interval(_divide(*bootstrap(both, draws, seed).T))
     separated = None if low_high is None else bool(low_high[0] > 0 or low_high[1] < 0)

@@ -45,8 +45,7 @@ def markdown(
     for name, section in (("rewardbench", _rewardbench), ("rewardbench2", _rewardbench2), ("cyclic", _cyclic)):
         if name in first and not (name == "cyclic" and first[name]["cyclic_groups"] == 0):  # only ranked groups
             parts.append(section(beside))
-    if "groups" in first:
-        parts.append(_groups(results))
+    parts.append(_groups(results))
     if pictures:
         parts.append("## Plots\n\n" + "\n".join(f"![{Path(name).stem}]({name})" for name in pictures))
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -215,7 +214,10 @@ def _cyclic(beside: Results) -> str:
 
 
 def _groups(results: Results) -> str:
-    found = {name: result["groups"] for name, result in results.items()}
+    """What the scores of whole groups look like; nothing without groups, or without a finite score in them."""
+    found = {name: result["groups"] for name, result in results.items() if "groups" in result}
+    if not found:
+        return ""
     first = next(iter(found.values()))
     rows = [
         ["cyclic share, mean", *(_decimal(g["cyclic_share"]["mean"]) for g in found.values())],

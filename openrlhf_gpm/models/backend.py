@@ -91,7 +91,7 @@ class TorchBackend:
         self.share_prompt = share_prompt
         self.longest_shared: int | None = None  # tokens of a sample, where a sliding window sets a limit
         if share_prompt == "auto":
-            obstacle = sharing_obstacle(model)
+            obstacle = sharing_obstacle(getattr(model, model.base_model_prefix))
             if obstacle:
                 logger.warning("prompts are not shared between responses: %s", obstacle)
                 self.share_prompt = "off"
@@ -137,6 +137,18 @@ class TorchBackend:
         if self.longest_shared is not None and max(len(e.input_ids) for e in group) > self.longest_shared:
             return False
         return saved_share(group) >= MIN_SAVED
+
+
+def pick_device(device: torch.device | str | None) -> torch.device:
+    """The device asked for, by default the GPU where there is one. Raises ValueError where torch finds no such."""
+    gpus = torch.cuda.device_count()
+    try:
+        picked = torch.device(device or ("cuda" if gpus else "cpu"))
+    except RuntimeError as error:
+        raise ValueError(f"--device {device} is not the name of a device: give cuda, cuda:1 or cpu") from error
+    if picked.type == "cuda" and (picked.index or 0) >= gpus:
+        raise ValueError(f"--device {device}: torch finds {gpus or 'no'} GPUs here; give another, or leave it out")
+    return picked
 
 
 def check_share_prompt(share_prompt: str) -> None:

@@ -27,6 +27,7 @@ gpm = GPM.from_pretrained("DIR")
 scores = gpm.scores("Name a prime.", ["7", "9", "Two."])  # scores[i, j]: log-odds that i beats j"""
 
 SECRET = re.compile(r"(--\S*(?:wandb[._-]key|api[._-]key|token|password|secret))(=|\s+)\S+", re.IGNORECASE)
+ABSOLUTE = re.compile(r"""(?<![^\s=,'"])[/~][^\s,'"]*""")
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -47,7 +48,8 @@ def write_model_card(
         base_model: name on the Hub, or a directory, of which the card shows the last part.
         data: names on the Hub, or files and directories, of which the card shows the last part.
         metrics: values by name, nested at will; without any the section is left out.
-        command: the command line of the training; the values of flags for keys and passwords are masked.
+        command: the command line of the training; the values of flags for keys and passwords are masked, and of a
+            path from the root only the last part is shown.
 
     Raises:
         ValueError: there is no such directory.
@@ -79,7 +81,7 @@ def write_model_card(
     sections += ["## Training", "Data: " + (", ".join(f"`{_public(name)}`" for name in data) or "not recorded") + "."]
     if command:
         fence = "`" * max(3, 1 + max(map(len, re.findall("`+", command)), default=0))
-        masked = SECRET.sub(r"\g<1>\g<2>***", command)
+        masked = ABSOLUTE.sub(lambda path: Path(path[0]).name, SECRET.sub(r"\g<1>\g<2>***", command))
         sections.append(f"{fence}\n{masked}\n{fence}")
     path = directory / "README.md"
     new = path.with_name(f".README.md.new-{os.getpid()}")

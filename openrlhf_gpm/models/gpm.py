@@ -225,8 +225,13 @@ def make_gpm_class(pretrained_class: type, trunk_class: type, packing_samples: b
 
 def gpm_class(config: PretrainedConfig, packing_samples: bool = False) -> type:
     """`make_gpm_class` for any trunk that transformers' AutoModel knows. Raises ValueError for the others."""
+    trunk = trunk_class(config)
+    return make_gpm_class(trunk.__base__, trunk, packing_samples)
+
+
+def trunk_class(config: PretrainedConfig) -> Any:
+    """The class of a config's model without a head. Raises ValueError where transformers has none."""
     try:
-        trunk_class = AutoModel._model_mapping[type(config)]
+        return AutoModel._model_mapping[type(config)]
     except KeyError:
         raise ValueError(f"transformers has no trunk for model type {config.model_type!r}: use a causal LM") from None
-    return make_gpm_class(trunk_class.__base__, trunk_class, packing_samples)

@@ -20,6 +20,7 @@ from transformers.cache_utils import DynamicLayer, get_layer_types_and_kwargs
 
 from openrlhf_gpm.models.batching import fullest_prompt, length_batches, shared_length
 from openrlhf_gpm.models.formatting import Encoded
+from openrlhf_gpm.models.gpm import trunk_class
 
 MIN_SAVED = 0.15
 """Least share of a group's tokens that sharing must save. Below, two smaller passes cost more than they spare."""
@@ -32,12 +33,17 @@ def saved_share(group: Sequence[Encoded]) -> float:
     return (len(group) - 1) * shared_length(group) / sum(len(e.input_ids) for e in group)
 
 
-def sharing_obstacle(model: Any) -> str | None:
-    """Why this model's samples must be encoded in full; None where a prefix can be shared."""
-    trunk = getattr(model, model.base_model_prefix)
-    obstacle = config_obstacle(model.config)
-    if obstacle:
-        return obstacle
+def sharing_obstacle(trunk: Any) -> str | None:
+    """Why the samples of a trunk must be encoded in full; None where a prefix can be shared."""
+    config = trunk.config.get_text_config(decoder=True)
+    for rope in _rope_types(config):
+        if "dynamic" in rope or rope in ("longrope", "su"):
+            return f"its rotary embedding ({rope}) depends on the length of the whole sample"
+    others = sorted(set(get_layer_types_and_kwargs(config)[0]) - ATTENTION)
+    if others:
+        return f"it has layers of another kind than attention ({', '.join(others)})"
+    if getattr(config, "alibi", False):
+        return "its attention looks at places in the row (ALiBi), not at positions"
     if getattr(trunk, "_is_stateful", False):
         return "its layers are recurrent"
     if any(getattr(module, "is_causal", True) is False for module in trunk.modules()):
@@ -49,15 +55,10 @@ def sharing_obstacle(model: Any) -> str | None:
 
 
 def config_obstacle(config: Any) -> str | None:
-    """What of `sharing_obstacle` a transformers config alone tells."""
-    config = config.get_text_config(decoder=True)
-    for rope in _rope_types(config):
-        if "dynamic" in rope or rope in ("longrope", "su"):
-            return f"its rotary embedding ({rope}) depends on the length of the whole sample"
-    others = sorted(set(get_layer_types_and_kwargs(config)[0]) - ATTENTION)
-    if others:
-        return f"it has layers of another kind than attention ({', '.join(others)})"
-    return None
+    """`sharing_obstacle` of the trunk that a transformers config describes, built without memory for its weights."""
+    with torch.device("meta"):
+        trunk = trunk_class(config)(config)
+    return sharing_obstacle(trunk)
 
 
 def sliding_window(config: Any) -> int | None:

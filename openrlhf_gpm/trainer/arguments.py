@@ -60,10 +60,10 @@ def check_reward_training(args: SimpleNamespace) -> None:
             ) from error
 
 
-def warn_of_unused(flags: list[str]) -> None:
-    """Say that a run without a GPM does not read these flags."""
+def warn_of_unused(flags: list[str], why: str) -> None:
+    """Say that these flags change nothing, and why."""
     if flags:
-        logger.warning(f"{', '.join(flags)}: not used, because --reward_model_type gpm is not given")
+        logger.warning(f"{', '.join(flags)}: not used, because {why}")
 
 
 def model_config(args: SimpleNamespace) -> GPMConfig:

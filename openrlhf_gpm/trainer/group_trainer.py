@@ -46,11 +46,11 @@ def _log_prob_gap(experience: Experience) -> float:
 
 
 class BaseGroupPPOTrainer(_GroupStatistics, SyncPPOTrainer):
-    pass
+    """Upstream's synchronous trainer with the statistics of groups in its log."""
 
 
 class BaseGroupTrainingActor(_GroupStatistics, BaseTrainingActor):
-    pass
+    """Upstream's asynchronous training actor with the statistics of groups in its log."""
 
 
 GroupPPOTrainer = ray.remote(BaseGroupPPOTrainer)

@@ -24,6 +24,7 @@ class BaseGPMRewardActor(BaseRewardModelActor):
     """
 
     def init_model_from_pretrained(self, strategy: Any, pretrain: str) -> None:
+        """Upstream's, and what reads texts as the GPM was trained to."""
         super().init_model_from_pretrained(strategy, pretrain)
         self.config = GPMConfig.from_pretrained_config(AutoConfig.from_pretrained(pretrain))
         self.formatter = Formatter.from_config(AutoTokenizer.from_pretrained(pretrain), self.config)

@@ -121,7 +121,7 @@ class GPMRewardDataset(Dataset):
         keys = PairKeys(self.args.data.prompt_key, self.args.data.chosen_key, self.args.data.rejected_key)
         bad = BadRows()
         groups = []
-        for number, row in enumerate(self._progress(dataset, "Reading preferences")):
+        for number, row in enumerate(self._progress(dataset, "Reading preferences"), start=1):
             bad.rows += 1
             try:
                 group = normalise_preference(row, keys)

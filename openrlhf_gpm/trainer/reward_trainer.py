@@ -45,7 +45,8 @@ class GPMRewardTrainer(RewardModelTrainer):
         """See RewardModelTrainer.compute_loss; `data` is a batch of GPMRewardDataset.
 
         Upstream counts `chosen_reward > reject_reward` as right, so it is given the score of the answer that the label
-        prefers and zero. Raises FloatingPointError, with the names of the rows, for a loss or embedding not finite.
+        prefers (`preferred_score`) and zero. Raises FloatingPointError, with the names of the rows, for a loss or
+        embedding not finite.
         """
         device = next(self.model.parameters()).device
         embedding, gate, outputs = self.model(
@@ -70,8 +71,8 @@ class GPMRewardTrainer(RewardModelTrainer):
                 margin=margin if self.margin_loss else None,
                 tau=tau,
             )
-        preferred = torch.where(label < 0.5, -score, score).detach()
-        logs = _metrics(embedding, gate, preferred, float(tau))
+        preferred = preferred_score(score.detach(), label)
+        logs = _metrics(embedding, gate, score.detach(), preferred, float(tau))
         if self.args.gpm.lm_coef and self.model.training:
             loss = loss + self.args.gpm.lm_coef * outputs.lm_loss
             logs["lm_loss"] = outputs.lm_loss.item()
@@ -89,6 +90,14 @@ class GPMRewardTrainer(RewardModelTrainer):
         return self.metrics
 
 
+def preferred_score(score: Tensor, label: Tensor) -> Tensor:
+    """(C,) log-odds and labels -> the log-odds (C,) of the answer that each label prefers, 0 where it prefers none.
+
+    So a tie is never right, in whatever order it is written.
+    """
+    return torch.where(label < 0.5, -score, score).where(label != 0.5, 0)
+
+
 def _check_finite(loss: Tensor, embedding: Tensor, names: list[str]) -> None:
     if not bool(torch.isfinite(loss) & torch.isfinite(embedding).all()):
         shown = ", ".join(names[:8]) + (" ..." if len(names) > 8 else "")
@@ -99,18 +108,18 @@ def _check_finite(loss: Tensor, embedding: Tensor, names: list[str]) -> None:
 
 
 @torch.no_grad()
-def _metrics(embedding: Tensor, gate: Tensor, preferred: Tensor, tau: float) -> dict[str, float]:
+def _metrics(embedding: Tensor, gate: Tensor, score: Tensor, preferred: Tensor, tau: float) -> dict[str, float]:
     """What shows whether the GPM learns, and whether it needs to be one.
 
-    prob: mean probability of the preferred answer. score_scale: mean |score|, log-odds. gate_entropy: of the gate as a
-    distribution over its k planes, nats. cyclic_share: the part of the scores among all the batch's embeddings, in
-    [0, 1], that no scalar reward can express; a property of the embedding space, for no two prompts are ever compared.
-    tau: the temperature.
+    prob: mean probability of the preferred answer, 1/2 in a tie. score_scale: mean |score|, log-odds. gate_entropy: of
+    the gate as a distribution over its k planes, nats. cyclic_share: the part of the scores among all the batch's
+    embeddings, in [0, 1], that no scalar reward can express; a property of the embedding space, for no two prompts are
+    ever compared. tau: the temperature.
     """
     weights = gate / gate.sum(-1, keepdim=True)
     return {
         "prob": torch.sigmoid(preferred).mean().item(),
-        "score_scale": preferred.abs().mean().item(),
+        "score_scale": score.abs().mean().item(),
         "gate_entropy": torch.special.entr(weights).sum(-1).mean().item(),
         "cyclic_share": cyclic_share(group_scores(embedding.detach(), gate.mean(0), tau)).item(),
         "tau": tau,

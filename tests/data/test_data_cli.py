@@ -1,6 +1,7 @@
 """`openrlhf-gpm data`: what each action writes, prints and refuses."""
 
 import json
+import os
 
 import pytest
 
@@ -127,6 +128,15 @@ def test_merge_makes_one_group_of_each_prompt(tmp_path, capsys):
     }
 
 
+def test_what_merge_writes_can_be_read_however_large_a_group_is(tmp_path, capsys):
+    rows = [{"prompt": "p", "chosen": f"c{i}", "rejected": f"r{i}"} for i in range(501)]
+    source, out = write(tmp_path / "in.jsonl", rows), tmp_path / "groups.jsonl"
+    assert run(capsys, "merge", source, "--output", out)[0] == 0
+    status, said, _ = run(capsys, "check", out)
+    assert status == 0
+    assert "1 with 1002" in said
+
+
 def test_split_can_take_groups_apart_into_pairs(tmp_path, capsys):
     row = {"prompt": "p", "responses": ["a", "b", "c"], "ranks": [1, 2, 2]}
     source = write(tmp_path / "in.jsonl", [row | {"prompt": f"p{i}"} for i in range(30)])
@@ -230,6 +240,7 @@ def test_cycle_goes_over_the_models_of_a_file_of_groups(tmp_path, capsys):
         (["cyclic", "--input", "flat.jsonl", "--output", "o"], "hold no cycle for the set no_instruction_following"),
         (["cyclic", "--input", "flat.jsonl", "--output", "bad.jsonl"], "--output bad.jsonl is a file: give a folder"),
         (["cyclic", "--input", "flat.jsonl", "--output", "o", "--attributes", "x", "y"], "at least 4 different attri"),
+        (["merge", "in.jsonl", "--output", "pipe"], "--output pipe is no regular file"),
         (["check", "."], ". is a folder: give files"),
         (["check", "nul\0.jsonl"], "null byte"),
     ],
@@ -245,6 +256,7 @@ def test_what_cannot_be_done_is_one_line_and_leaves_no_file(tmp_path, capsys, mo
         tmp_path / "flat.jsonl",
         [{"prompt": "p", "responses": [*"ABC"], "ratings": {name: [1, 1, 1] for name in names}}],
     )
+    os.mkfifo(tmp_path / "pipe")
     assert message in refuse(capsys, tmp_path, *argv)
     assert not (tmp_path / "o").exists()
 

@@ -10,7 +10,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from openrlhf_gpm.data import BadRow, Comparison, PairKeys, PreferenceGroup, form_title, normalise_preference
+from openrlhf_gpm.data import (
+    BadRow,
+    Comparison,
+    PairKeys,
+    PreferenceGroup,
+    form_title,
+    normalise_group,
+    normalise_preference,
+)
 
 PROMPT = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "2 + 2?"}]
 TIE = 0.5
@@ -148,6 +156,18 @@ def test_a_dialogue_of_hh_rlhf_is_cut_before_its_last_answer():
     assert other.prompt == ""
     with pytest.raises(BadRow, match="'rejected' is an empty response"):
         normalise_preference({"chosen": lead + " 4", "rejected": lead})
+
+
+def test_what_is_known_of_lists_holds_for_each_of_their_pairs():
+    row = {"prompt": "p", "chosen": ["a", "b"], "rejected": ["c"], "label": 0.7, "margin": 2}
+    assert normalise_preference(row).comparisons == [Comparison(0, 2, 0.7, 2.0), Comparison(1, 2, 0.7, 2.0)]
+
+
+def test_a_system_column_is_the_first_message_of_every_form():
+    row = {"system": "Be brief.", "prompt": "2 + 2?", "responses": ["4", "5"]}
+    assert normalise_group(row).prompt == normalise_preference(row | {"scores": [1, 0]}).prompt == PROMPT
+    with pytest.raises(BadRow, match="no place for a 'system' column"):
+        normalise_preference({"system": "Be brief.", "chosen": "Human: hi 4", "rejected": "Human: hi 5"})
 
 
 def test_log_odds_give_the_label_that_belongs_to_them():

@@ -1,5 +1,6 @@
 """Rows of files of every format, and what is said about files that cannot be read."""
 
+import csv
 import gzip
 import json
 
@@ -80,6 +81,16 @@ def test_lists_in_cells_of_csv_are_read_and_empty_cells_are_absent(tmp_path):
         {"prompt": "p", "responses": ["a", "b"], "scores": [1, 2], "id": "7"},
         {"prompt": "[not json", "responses": "[1", "label": "x"},
     ]
+
+
+def test_a_conversation_in_a_cell_of_any_name_is_read(tmp_path):
+    path = tmp_path / "pairs.csv"
+    messages = [{"role": "user", "content": "2 + 2?"}]
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["question", "instruction", "note"])
+        writer.writerow([json.dumps(messages), json.dumps(messages), "[1]"])
+    assert [row for _, row in read_rows(path)] == [{"question": messages, "instruction": messages, "note": "[1]"}]
 
 
 def test_a_text_of_parquet_that_is_not_utf8_spoils_its_own_row_only(tmp_path):

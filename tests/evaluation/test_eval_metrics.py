@@ -180,6 +180,12 @@ def test_bins_below_one_are_refused():
         pair_metrics(table([1.0]), bins=0)
 
 
+def test_a_difference_over_one_prompt_has_no_interval():
+    a, b = table([1.0, 1, -1], [1.0, 1, 1], [0, 0, 0]), table([1.0, -1, -1], [1.0, 1, 1], [0, 0, 0])
+    found = accuracy_difference(a, b, draws=20)
+    assert (found["difference"], found["ci95"], found["separated"]) == (pytest.approx(1 / 3), None, None)
+
+
 @given(
     st.lists(
         st.tuples(

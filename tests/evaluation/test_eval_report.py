@@ -105,6 +105,18 @@ def test_sets_that_a_ranking_reproduces_are_not_called_cyclic():
     assert "| r |" not in cyclic
 
 
+def test_a_model_without_a_finite_score_hides_no_other(tmp_path):
+    nan = [np.full((3, 3), np.nan)] * 2
+
+    def score(name, *_):
+        return nan if name == "nan" else [WINS, WINS]
+
+    for models in (["good", "nan"], ["nan", "good"]):
+        run(models, [DATA], score, tmp_path / models[0], Settings(bootstrap=10, plots=False))
+        text = (tmp_path / models[0] / "report.md").read_text()
+        assert line(text, "| groups with a 3-cycle") == "| groups with a 3-cycle, % | 100.0 |"
+
+
 def test_many_subsets_do_not_flood_the_report():
     rows = [PreferenceGroup(f"p{i}", ["a", "b"], [Comparison(0, 1)], None, f"s{i:03}") for i in range(101)]
     found = evaluate([dataset(*rows)], [[np.array([[0, 1.0], [-1, 0]])] * 101], SETTINGS)

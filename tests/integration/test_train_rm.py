@@ -168,7 +168,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_the_names_of_its_rows(stack
 def test_a_bad_row_is_named_and_nothing_is_trained(stack, tmp_path):
     path = tmp_path / "bad.jsonl"
     stack.write_jsonl(path, [{"prompt": "w1 ", "chosen": "w2", "rejected": "w3"}, {"prompt": "w1 ", "chosen": "w2"}])
-    with pytest.raises(AssertionError, match=r"error: preference data, row 1: .*rejected"):
+    with pytest.raises(AssertionError, match=r"error: preference data, row 2: .*rejected"):
         stack.train_rm(tmp_path / "bad", *GPM_FLAGS, "--data.dataset", str(path))
 
 

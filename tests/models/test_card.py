@@ -72,6 +72,13 @@ def test_paths_of_the_machine_do_not_reach_the_card(tmp_path):
     assert "base_model" not in yaml.safe_load(text.split("---")[1]), "a folder is no name on the Hub"
 
 
+def test_paths_from_the_root_in_the_command_lose_their_folders(tmp_path):
+    text = write(
+        tmp_path, command="train --data.dataset /data/a.jsonl,/data/b.jsonl:train --x=/m/base --y me/model 1/2"
+    )
+    assert "train --data.dataset a.jsonl,b.jsonl:train --x=base --y me/model 1/2" in text
+
+
 def test_keys_and_passwords_of_the_command_are_masked_and_nothing_else(tmp_path):
     text = write(tmp_path, command="train --logger.wandb.key abc123 --hf_token=abc123 --data.prompt_key prompt --x 1")
     assert "abc123" not in text

@@ -1,7 +1,6 @@
 """Shared prefixes against encoding every sample in full."""
 
 import logging
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,6 +11,7 @@ from openrlhf_gpm.models.backend import TorchBackend, embed_encoded
 from openrlhf_gpm.models.batching import shared_length
 from openrlhf_gpm.models.formatting import Encoded
 from openrlhf_gpm.models.prefix import (
+    config_obstacle,
     embed_shared,
     saved_share,
     sharing_obstacle,
@@ -187,6 +187,7 @@ PER_LAYER_TYPE = {"full_attention": DYNAMIC, "sliding_attention": {"rope_type": 
         ("falcon_h1", {}, "(hybrid)"),
         ("rwkv", {"attention_hidden_size": 32}, "recurrent"),
         ("bloom", {"n_head": 4}, "takes no position_ids"),
+        ("falcon", {"alibi": True}, "ALiBi"),
         ("llama", {}, None),
         ("gpt2", {}, None),
         ("gemma2", {}, None),
@@ -200,7 +201,8 @@ def test_what_keeps_a_trunk_from_sharing_is_known(new_config, trunk, changes, re
     config = new_config(trunk, **changes)
     with torch.device("meta"):
         model = AutoModel.from_config(config)
-    obstacle = sharing_obstacle(SimpleNamespace(base_model_prefix="model", model=model, config=config))
+    obstacle = sharing_obstacle(model)
+    assert obstacle == config_obstacle(config)
     if reason is None:
         assert obstacle is None
     else:

@@ -74,6 +74,18 @@ def test_what_cannot_work_is_refused_in_one_line_that_names_the_flag(align, flag
     assert error.count("\n") == 1
 
 
+def test_flags_that_nothing_reads_are_told(align, caplog):
+    with caplog.at_level("WARNING"):
+        align("--gpo.beta", "2", "--gpm.log_groups", "groups")
+        assert "not used" not in caplog.text
+        align("--gpm.reward", "win_rate")
+        assert "--gpm.reward: not used" in caplog.text
+        align("--actor.policy_loss_type", "ppo", "--gpo.beta", "2", "--gpm.reward", "win_rate")
+        assert "--gpo.beta: not used" in caplog.text
+        train_ppo_ray.parse_args(["--reward.model_name_or_path", "reward", "--gpm.log_groups", "groups"])
+        assert "--gpm.log_groups: not used" in caplog.text
+
+
 def test_a_bradley_terry_checkpoint_is_not_taken_for_a_gpm(align, tmp_path, capsys):
     with pytest.raises(SystemExit):
         align(reward=model_folder(tmp_path / "bt", architectures=["RewardModel"]))

@@ -130,11 +130,11 @@ def test_bad_rows_end_the_run_unless_they_are_to_be_skipped(dataset, capsys, cap
         dataset(rows)
     assert ended.value.code == 2
     error = capsys.readouterr().err
-    assert "row 2" in error
+    assert "row 3" in error
     assert "--gpm.bad_rows skip" in error
     with caplog.at_level("WARNING"):
         assert len(dataset(rows, "--gpm.bad_rows", "skip")) == 2
-    assert "1 of 3 rows skipped: 1 empty response (row 2)" in caplog.text
+    assert "1 of 3 rows skipped: 1 empty response (row 3)" in caplog.text
 
 
 def test_a_prompt_that_fills_max_len_is_a_bad_row_named_by_its_place_in_the_file(dataset, capsys):
@@ -144,7 +144,7 @@ def test_a_prompt_that_fills_max_len_is_a_bad_row_named_by_its_place_in_the_file
         dataset(rows, *short)
     assert ended.value.code == 2
     error = capsys.readouterr().err
-    assert "preference data, row 2: the prompt has" in error
+    assert "preference data, row 3: the prompt has" in error
     assert "--gpm.bad_rows skip" in error
     assert len(dataset(rows, *short, "--gpm.bad_rows", "skip")) == 1
 
