@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -139,7 +140,8 @@ def test_ctrl_c_ends_with_130_and_the_run_is_continued(job, capsys):
     option(job, "--input").write_text((json.dumps(LINES[0]) + "\n") * 1500)
     command = [sys.executable, "-m", "openrlhf_gpm.cli.main", *job, "--batch_tokens", "1"]
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=env) as run:
+    heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a shell starts background jobs deaf to it
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=env, preexec_fn=heed) as run:
         err = ""
         while not re.search(r" [1-9]\d*/1500", err):
             err += run.stderr.read(1)
