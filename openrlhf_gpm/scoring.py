@@ -24,7 +24,7 @@ from openrlhf_gpm.models.backend import (
     group_rows,
     pick_device,
 )
-from openrlhf_gpm.models.checkpoint import load_gpm, read_gpm_config
+from openrlhf_gpm.models.checkpoint import load_gpm, read_gpm_config, read_tokenizer
 from openrlhf_gpm.models.config import GPMConfig
 from openrlhf_gpm.models.formatting import Encoded, Formatter, Prompt, pair_text
 from openrlhf_gpm.models.layout import tree_pays
@@ -52,14 +52,8 @@ class _Group(NamedTuple):
 
 def load_formatter(path: str | os.PathLike[str]) -> Formatter:
     """The formatter that a checkpoint was trained with. Raises ValueError as `load_gpm` does."""
-    from transformers import AutoTokenizer
-
     config = read_gpm_config(path)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(path)
-    except Exception as error:  # transformers and tokenizers raise many kinds for a damaged file, even a bare one
-        raise ValueError(f"{path} holds no tokenizer that transformers can read: copy or save it again") from error
-    return Formatter.from_config(tokenizer, config)
+    return Formatter.from_config(read_tokenizer(path), config)
 
 
 def embed_batch(

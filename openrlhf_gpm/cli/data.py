@@ -207,9 +207,10 @@ def _merge(args: argparse.Namespace) -> int:
 
 
 def _cyclic(args: argparse.Namespace) -> int:
-    from openrlhf_gpm.data import ULTRAFEEDBACK, attribute_cycle, normalise_rated, omissions, replacing, write_lines
+    from openrlhf_gpm.data import ULTRAFEEDBACK, cyclic_sets, normalise_rated, omissions, replacing, write_lines
 
-    sets = omissions(args.attributes or ULTRAFEEDBACK)
+    attributes = args.attributes or ULTRAFEEDBACK
+    sets = omissions(attributes)
     if wrong := next((name for name in sets if not name.replace("-", "_").isidentifier()), None):
         raise ValueError(f"--attributes: {wrong.removeprefix('no_')!r} cannot be part of a file name; rename it")
     made = not args.output.exists()
@@ -219,20 +220,16 @@ def _cyclic(args: argparse.Namespace) -> int:
     if not made:
         _check_outputs(args.files, {f"--output/{path.name}": path for path in paths})
 
-    def cycles(row: Any) -> list["PreferenceGroup | None"]:
-        rated = normalise_rated(row)
-        return [attribute_cycle(rated, kept, name) for name, kept in sets.items()]
-
-    columns = list(zip(*_read(args, cycles), strict=True))
-    found = [[cycle for cycle in column if cycle is not None] for column in columns]
-    for name, some in zip(sets, found, strict=False):
+    rows = list(_read(args, lambda row: cyclic_sets(normalise_rated(row), attributes)))
+    found = [[cycle for row in rows if (cycle := row[name]) is not None] for name in sets]
+    for name, some in zip(sets, found, strict=True):
         if not some:
             raise ValueError(f"the ratings hold no cycle for the set {name}: give more rated prompts")
     args.output.mkdir(parents=True, exist_ok=True)
     with replacing(*paths) as files:
         counts = [write_lines(file, _paired(some, args)) for file, some in zip(files, found, strict=True)]
     for path, some, count in zip(paths, found, counts, strict=True):
-        print(f"{path}: {count} rows, {len(some)} cycles from {len(columns[0])} prompts")
+        print(f"{path}: {count} rows, {len(some)} cycles from {len(rows)} prompts")
     return 0
 
 

@@ -6,7 +6,7 @@ the second and C beats A on the third. `synthetic_cycle` imposes a cycle on the 
 """
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 from openrlhf_gpm.data.collections import unit_hash
 from openrlhf_gpm.data.fields import listed, shown
@@ -64,21 +64,13 @@ def _lead(ratings: Sequence[float | None], i: int, j: int) -> float:
     return 0.0 if a is None or b is None else a - b
 
 
-def cyclic_sets(
-    rated: Iterable[RatedGroup], attributes: Sequence[str] = ULTRAFEEDBACK
-) -> dict[str, list[PreferenceGroup]]:
-    """The paper's sets: for each attribute, the cycles that the other attributes decide, under "no_<attribute>".
+def cyclic_sets(rated: RatedGroup, attributes: Sequence[str] = ULTRAFEEDBACK) -> dict[str, PreferenceGroup | None]:
+    """The paper's sets: for each attribute, the cycle that the others decide, or None, under "no_<attribute>".
 
-    Dropping one of the four attributes leaves cycles of three responses. At most one cycle a prompt and set.
-    Raises ValueError for fewer than 4 attributes, BadRow for a row without one of them.
+    Dropping one of the four attributes leaves cycles of three responses. Raises ValueError for fewer than 4
+    attributes, BadRow for a row without one of them.
     """
-    kept_by_set = omissions(attributes)
-    sets: dict[str, list[PreferenceGroup]] = {name: [] for name in kept_by_set}
-    for group in rated:
-        for name, kept in kept_by_set.items():
-            if (cycle := attribute_cycle(group, kept, name)) is not None:
-                sets[name].append(cycle)
-    return sets
+    return {name: attribute_cycle(rated, kept, name) for name, kept in omissions(attributes).items()}
 
 
 def omissions(attributes: Sequence[str]) -> dict[str, list[str]]:

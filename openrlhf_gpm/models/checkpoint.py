@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel
 
 from openrlhf_gpm.models.config import GPMConfig
 from openrlhf_gpm.models.gpm import gpm_class
@@ -133,6 +133,14 @@ def read_hf_config(path: Path) -> PretrainedConfig:
         return AutoConfig.from_pretrained(path)
     except Exception as error:  # a wrong value raises whatever the model's own checks raise, ZeroDivisionError too
         raise ValueError(f"{path / 'config.json'}: transformers cannot read it: {_one_line(error)}") from error
+
+
+def read_tokenizer(path: str | os.PathLike[str]) -> Any:
+    """The tokenizer in a checkpoint's directory, or ValueError in one line."""
+    try:
+        return AutoTokenizer.from_pretrained(path)
+    except Exception as error:  # transformers and tokenizers raise many kinds for a damaged file, even a bare one
+        raise ValueError(f"{path} holds no tokenizer that transformers can read: copy the base model's") from error
 
 
 def tensor_files(path: Path) -> list[Path]:

@@ -23,9 +23,17 @@ import torch
 from safetensors import safe_open
 from transformers import AutoModelForSequenceClassification
 
-from openrlhf_gpm.models.checkpoint import INDEX, check_head, complete_directory, load_gpm, read_adapter, save_gpm
+from openrlhf_gpm.models.checkpoint import (
+    INDEX,
+    check_head,
+    complete_directory,
+    load_gpm,
+    read_adapter,
+    read_tokenizer,
+    save_gpm,
+)
 from openrlhf_gpm.models.config import GPMConfig
-from openrlhf_gpm.models.draft import Draft, check_shapes, check_trunk, label_keys, read_draft, read_tokenizer
+from openrlhf_gpm.models.draft import Draft, check_shapes, check_trunk, label_keys, read_draft
 from openrlhf_gpm.models.foreign import from_authors, from_bt
 from openrlhf_gpm.models.gpm import gpm_class
 from openrlhf_gpm.models.shards import Place, Progress, read_place, split, stack, write_shards

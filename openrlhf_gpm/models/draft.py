@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer, PretrainedConfig
+from transformers import PretrainedConfig
 
-from openrlhf_gpm.models.checkpoint import Shapes, read_hf_config, read_json
+from openrlhf_gpm.models.checkpoint import Shapes, read_hf_config, read_json, read_tokenizer
 from openrlhf_gpm.models.config import GPMConfig
 from openrlhf_gpm.models.gpm import gpm_class
 from openrlhf_gpm.models.shards import Layout, read_layout
@@ -43,14 +43,6 @@ def read_draft(source: Path) -> Draft:
     hf = read_hf_config(source)
     layout, shapes = read_layout(source)
     return Draft(source, hf, read_json(source / "config.json"), layout, shapes, read_tokenizer(source))
-
-
-def read_tokenizer(path: Path) -> Any:
-    """The tokenizer in a checkpoint's directory, or ValueError in one line."""
-    try:
-        return AutoTokenizer.from_pretrained(path)
-    except Exception as error:  # transformers and tokenizers raise many kinds for a damaged file, even a bare one
-        raise ValueError(f"{path} holds no tokenizer that transformers can read: copy the base model's") from error
 
 
 def label_keys(rows: int) -> dict[str, Any]:

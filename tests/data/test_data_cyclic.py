@@ -41,14 +41,15 @@ def test_the_four_sets_leave_out_one_attribute_each():
     """Only helpfulness tells the responses of `flat` apart, so every set lacks two of the attributes it needs."""
     circle = rated((5, 1, 1, 1), (1, 5, 1, 1), (1, 1, 5, 1), (1, 1, 1, 5))
     flat = rated((1, 1, 1, 1), (1, 1, 1, 2), (1, 1, 1, 3))
-    sets = cyclic_sets([circle, flat])
-    assert {name: [g.responses for g in groups] for name, groups in sets.items()} == {
-        "no_instruction_following": [["B", "C", "D"]],
-        "no_honesty": [["A", "C", "D"]],
-        "no_truthfulness": [["A", "B", "D"]],
-        "no_helpfulness": [["A", "B", "C"]],
+    sets = cyclic_sets(circle)
+    assert {name: cycle.responses for name, cycle in sets.items()} == {
+        "no_instruction_following": ["B", "C", "D"],
+        "no_honesty": ["A", "C", "D"],
+        "no_truthfulness": ["A", "B", "D"],
+        "no_helpfulness": ["A", "B", "C"],
     }
-    assert all(g.comparisons == CYCLE_OF_3 and g.subset == name for name, gs in sets.items() for g in gs)
+    assert all(cycle.comparisons == CYCLE_OF_3 and cycle.subset == name for name, cycle in sets.items())
+    assert cyclic_sets(flat) == dict.fromkeys(sets)
 
 
 def test_one_order_on_every_attribute_holds_no_cycle():
@@ -103,8 +104,9 @@ def test_more_attributes_give_longer_cycles():
     names = ["a", "b", "c", "d", "e"]
     group = rated(*[[9 if i == j else 1 for j in range(5)] for i in range(5)], names=names)
     assert attribute_cycle(group, names).comparisons == cycle_comparisons(5)
-    assert {g.responses[0] for gs in cyclic_sets([group], names).values() for g in gs} == {"A", "B"}
-    assert all(len(g.responses) == 4 for gs in cyclic_sets([group], names).values() for g in gs)
+    cycles = cyclic_sets(group, names).values()
+    assert {cycle.responses[0] for cycle in cycles} == {"A", "B"}
+    assert all(len(cycle.responses) == 4 for cycle in cycles)
 
 
 def test_what_cannot_make_a_cycle_is_refused():
@@ -114,9 +116,9 @@ def test_what_cannot_make_a_cycle_is_refused():
     with pytest.raises(ValueError, match="at least 3 attributes, got 2: x, y"):
         attribute_cycle(group, "xy")
     with pytest.raises(ValueError, match="at least 4 different attributes"):
-        cyclic_sets([group], "xyz")
+        cyclic_sets(group, "xyz")
     with pytest.raises(ValueError, match="at least 4 different attributes"):
-        cyclic_sets([group], "xyzx")
+        cyclic_sets(group, "xyzx")
     many = RatedGroup("q", [str(i) for i in range(100)], {name: [1.0] * 100 for name in "xyz"})
     with pytest.raises(BadRow, match="100 responses have too many cycles of 3"):
         attribute_cycle(many, "xyz")
