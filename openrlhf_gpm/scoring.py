@@ -27,7 +27,7 @@ from openrlhf_gpm.models.backend import (
 from openrlhf_gpm.models.checkpoint import load_gpm, read_gpm_config, read_tokenizer
 from openrlhf_gpm.models.config import GPMConfig
 from openrlhf_gpm.models.formatting import Encoded, Formatter, Prompt, pair_text
-from openrlhf_gpm.models.layout import tree_pays
+from openrlhf_gpm.models.trees import tree_pays
 
 BACKENDS = ("torch", "vllm")
 WINDOW = 16  # batches to read ahead, so that samples of like length can share a batch
@@ -67,7 +67,7 @@ def embed_batch(
     """One model call on B (prompt, response) pairs -> embeddings (B, 2k) and gates (B, k), fp32 on the CPU.
 
     share_prompts: neighbours with the same prompt are a group, whose shared tokens come once where that costs less;
-    the trunk must allow a tree (`models/layout.py`). One call in any case, so that ranks which choose differently
+    the trunk must allow it (`sharing_obstacle`). One call in any case, so that ranks which choose differently
     still meet in every layer under ZeRO-3. `model` may be wrapped (DeepSpeed); its train or eval mode is the caller's.
     The caller bounds B. Raises ValueError where the formatter rejects a pair.
     """
@@ -75,8 +75,8 @@ def embed_batch(
     if share_prompts:
         runs = groupby(zip(prompts, samples, strict=True), key=itemgetter(0))
         groups = [[sample for _, sample in run] for _, run in runs]
-        if tree_pays(groups, model.hidden_size):
-            return embed_trees(model, groups, formatter.pad_token_id, device)
+        if tree_pays(groups):
+            return embed_trees(model, groups, device)
     return embed_encoded(model, samples, formatter.pad_token_id, device)
 
 

@@ -103,7 +103,7 @@ def trunk_config(trunk: str = "llama", **changes: Any) -> Any:
     }
     if trunk != "gpt2":
         sizes["intermediate_size"] = 48
-    if trunk not in ("gpt2", "gpt_neox"):
+    if trunk not in ("gpt2", "gpt_neox", "opt"):
         sizes["num_key_value_heads"] = 2
     if trunk == "gemma2":  # a sliding window shorter than the samples, as in the real one's every other layer
         sizes |= {"head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": 4}

@@ -1,7 +1,7 @@
-"""transformers' "sdpa" attention for a CPU, without copies of keys and values where several query heads share them.
+"""transformers' "sdpa" attention that also reads a forest (`models/trees.py`), part by part.
 
-With a mask, which every remainder behind a shared prefix needs, transformers repeats keys and values for each query
-head, because the kernels of a GPU would otherwise be slow. The kernel of a CPU reads shared heads where they are.
+A forest travels as a keyword argument of the trunk, which hands those on to its attention, with a mask of one element
+that keeps transformers from making one. `sharing_obstacle` knows the trunks that do not.
 """
 
 from typing import Any
@@ -13,37 +13,85 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-NAME = "sdpa_shared_heads"
+from openrlhf_gpm.models.trees import Forest
+
+FOREST_ATTENTION = "sdpa_forest"
+PROBE_ATTENTION = "forest_probe"
 
 
-def sdpa_shared_heads(
+def sdpa_forest(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    forest: Forest | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """query (1, heads, N, d), key and value (1, shared heads, N, d) -> (1, N, heads, d), and no weights.
+
+    Without a forest, transformers' own, of any shape. Raises RuntimeError where forest and mask did not both arrive.
+    """
+    sent = attention_mask is not None and attention_mask.numel() == 1
+    if forest is None and not (sent and key.shape[-2] > 1):
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    if forest is None or not sent:
+        raise RuntimeError(f"{type(module).__name__} does not get the forest as it was sent; see `sharing_obstacle`")
+    query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))  # (N, heads, d)
+    out = []
+    for part in forest.parts:
+        q, k, v = _take(query, part.queries), _take(key, part.keys), _take(value, part.keys)
+        out.append(_attend(module, q, k, v, part.mask, **kwargs).flatten(0, 1))  # (R W, heads, d)
+    return torch.cat(out).index_select(0, forest.back)[None], None
+
+
+def _take(x: Tensor, places: Tensor) -> Tensor:
+    """(N, heads, d), (R, T) -> (R, heads, T, d)."""
+    return x.index_select(0, places.flatten()).unflatten(0, places.shape).transpose(1, 2)
+
+
+def _attend(
+    module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs: Any
+) -> Tensor:
+    """(R, heads, W, d) and twice (R, shared heads, S + W, d) -> (R, W, heads, d)."""
+    if mask is not None and query.device.type == "cpu" and getattr(module, "num_key_value_groups", 1) > 1:
+        # With a mask, transformers copies keys and values for each query head, because the kernels of a GPU would
+        # otherwise be slow. The kernel of a CPU reads shared heads where they are.
+        dropout, scale = kwargs.get("dropout", 0.0), kwargs.get("scaling")
+        out = F.scaled_dot_product_attention(query, key, value, mask, dropout, scale=scale, enable_gqa=True)
+        return out.transpose(1, 2)
+    return sdpa_attention_forward(module, query, key, value, mask, **kwargs)[0]
+
+
+class _Asked(Exception):
+    """Raised by a trunk's first call of attention, when all that is asked is what it is given."""
+
+
+def _answer(
     module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
 ) -> tuple[Tensor, None]:
-    """transformers' attention interface: query (B, heads, W, d), key and value (B, shared heads, P + W, d),
-    attention_mask (B, 1, W, P + W) or None -> (B, W, heads, d). The numbers of "sdpa"."""
-    plain = attention_mask is not None and kwargs.get("position_bias") is None
-    if not plain or not getattr(module, "num_key_value_groups", 1) > 1:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
-    out = F.scaled_dot_product_attention(
-        query,
-        key,
-        value,
-        attn_mask=attention_mask,
-        dropout_p=kwargs.get("dropout", 0.0),
-        scale=kwargs.get("scaling"),
-        enable_gqa=True,
-    )
-    return out.transpose(1, 2).contiguous(), None
+    raise _Asked("forest" in kwargs and attention_mask is not None and attention_mask.numel() == 1)
 
 
-AttentionInterface.register(NAME, sdpa_shared_heads)
-AttentionMaskInterface.register(NAME, sdpa_mask)
+AttentionInterface.register(FOREST_ATTENTION, sdpa_forest)
+AttentionMaskInterface.register(FOREST_ATTENTION, sdpa_mask)
+AttentionInterface.register(PROBE_ATTENTION, _answer)
+AttentionMaskInterface.register(PROBE_ATTENTION, sdpa_mask)
 
 
-def share_heads(model: Any) -> None:
-    """Let a model on a CPU whose query heads share keys, and that uses "sdpa", read them in place."""
-    config = model.config.get_text_config(decoder=True)
-    heads = getattr(config, "num_attention_heads", 0)
-    shared = (getattr(config, "num_key_value_heads", None) or heads) < heads
-    if shared and model.device.type == "cpu" and model.config._attn_implementation == "sdpa":
-        getattr(model, model.base_model_prefix).set_attn_implementation(NAME)  # its code knows whether it can
+def read_forests(trunk: Any) -> None:
+    """Let a trunk that uses "sdpa" read forests too, where its code goes through transformers' AttentionInterface."""
+    if trunk.config._attn_implementation == "sdpa" and trunk._can_set_attn_implementation():
+        trunk.set_attn_implementation(FOREST_ATTENTION)
+
+
+def hands_on_forests(trunk: Any) -> bool:
+    """Whether a trunk on the meta device, which is of no use afterwards, tells its attention about a forest."""
+    trunk.set_attn_implementation(PROBE_ATTENTION)
+    ids = torch.zeros(1, 2, dtype=torch.long, device="meta")
+    mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device="meta")
+    try:
+        trunk(ids, position_ids=ids, attention_mask=mask, use_cache=False, forest="here")
+    except _Asked as asked:
+        return asked.args == (True,)
+    return False

@@ -1,24 +1,25 @@
 """From groups of encoded samples to embeddings and gates: what a backend is, and the one that runs the model here."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import accumulate, pairwise
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from openrlhf_gpm.models.attention import share_heads
 from openrlhf_gpm.models.batching import fullest_prompt, length_batches
 from openrlhf_gpm.models.config import GPMConfig
 from openrlhf_gpm.models.formatting import Encoded, collate
-from openrlhf_gpm.models.layout import collate_trees
-from openrlhf_gpm.models.prefix import MIN_SAVED, embed_shared, saved_share, sharing_obstacle, sliding_window
+from openrlhf_gpm.models.sharing import sharing_obstacle, sliding_window
+from openrlhf_gpm.models.trees import collate_trees, tree_batches, tree_pays
 
 logger = logging.getLogger(__name__)
 
 BATCH_TOKENS = 16384
 SHARE_PROMPT = ("auto", "off")
+
+Sample = tuple[int, int]  # group, and which of its samples
 
 
 class Backend(Protocol):
@@ -48,11 +49,9 @@ def embed_encoded(
 
 
 @torch.no_grad()
-def embed_trees(
-    model: Any, groups: list[list[Encoded]], pad_token_id: int, device: torch.device | str
-) -> tuple[Tensor, Tensor]:
+def embed_trees(model: Any, groups: Sequence[Sequence[Encoded]], device: torch.device | str) -> tuple[Tensor, Tensor]:
     """As `embed_encoded`, the samples given by group: one model call in which a group's shared tokens come once."""
-    batch = {name: tensor.to(device) for name, tensor in collate_trees(groups, pad_token_id).items()}
+    batch = {name: value.to(device) for name, value in collate_trees(groups).items()}
     v, gate = model(**batch)
     sizes = torch.tensor([len(group) for group in groups], device=gate.device)
     return v.float().cpu(), gate.repeat_interleave(sizes, dim=0).float().cpu()
@@ -62,9 +61,9 @@ class TorchBackend:
     """Embeddings from a loaded GPM: the prompt once where that pays and is exact, else every sample in full.
 
     Args:
-        model: a GPM in eval mode. On a CPU its "sdpa" attention becomes one that copies less (`share_heads`).
+        model: a GPM in eval mode.
         device: where it is.
-        batch_tokens: padded tokens per forward pass.
+        batch_tokens: tokens of a forward pass, padding included.
         pad_token_id: any id.
         share_prompt: "auto", or "off" to encode every sample in full.
 
@@ -91,44 +90,38 @@ class TorchBackend:
         self.share_prompt = share_prompt
         self.longest_shared: int | None = None  # tokens of a sample, where a sliding window sets a limit
         if share_prompt == "auto":
-            obstacle = sharing_obstacle(getattr(model, model.base_model_prefix))
+            obstacle = sharing_obstacle(model.config)
             if obstacle:
                 logger.warning("prompts are not shared between responses: %s", obstacle)
                 self.share_prompt = "off"
             else:
                 self.longest_shared = sliding_window(model.config)
-                share_heads(model)
 
     def embed_groups(self, groups: Sequence[Sequence[Encoded]]) -> tuple[Tensor, Tensor]:
         """See `Backend`."""
         v = torch.empty(sum(map(len, groups)), self.config.dim)
         gate = torch.ones(len(groups), self.config.k)
         rows = group_rows(groups)
-        shared = [g for g, group in enumerate(groups) if self.shares(group)]
-        if shared:
-            samples = [row for g in shared for row in rows[g]]
-            v[samples], gate[shared] = embed_shared(
-                self.model, [groups[g] for g in shared], self.pad_token_id, self.device, self.batch_tokens
-            )
-
-        whole = sorted(set(range(len(groups))) - set(shared))
-        encoded = [sample for g in whole for sample in groups[g]]
-        readers = {}  # where in `encoded` a group's gate is read
-        start = 0
-        for g in whole:
-            if groups[g]:
-                readers[start + fullest_prompt(groups[g])] = g
-            start += len(groups[g])
-        samples = [row for g in whole for row in rows[g]]
-        for batch in length_batches([len(e.input_ids) for e in encoded], self.batch_tokens):
-            v_batch, gate_batch = embed_encoded(
-                self.model, [encoded[i] for i in batch], self.pad_token_id, self.device
-            )
-            v[[samples[i] for i in batch]] = v_batch
-            for row, i in enumerate(batch):
-                if i in readers:
-                    gate[readers[i]] = gate_batch[row]
+        for samples, (v_pass, gate_pass) in self._passes(groups):
+            v[[rows[g][i] for g, i in samples]] = v_pass
+            for row, (g, i) in enumerate(samples):
+                if i == fullest_prompt(groups[g]):
+                    gate[g] = gate_pass[row]
         return v, gate
+
+    def _passes(self, groups: Sequence[Sequence[Encoded]]) -> Iterator[tuple[list[Sample], tuple[Tensor, Tensor]]]:
+        """Samples, and their embeddings and gates, until all groups are through."""
+        shared = [g for g, group in enumerate(groups) if self.shares(group)]
+        for trees in tree_batches([groups[g] for g in shared], self.batch_tokens):
+            branches = [(shared[n], which) for n, which in trees]
+            encoded = [[groups[g][i] for i in which] for g, which in branches]
+            yield [(g, i) for g, which in branches for i in which], embed_trees(self.model, encoded, self.device)
+
+        whole = [(g, i) for g in sorted(set(range(len(groups))) - set(shared)) for i in range(len(groups[g]))]
+        for batch in length_batches([len(groups[g][i].input_ids) for g, i in whole], self.batch_tokens):
+            samples = [whole[n] for n in batch]
+            rows = [groups[g][i] for g, i in samples]
+            yield samples, embed_encoded(self.model, rows, self.pad_token_id, self.device)
 
     def shares(self, group: Sequence[Encoded]) -> bool:
         """Whether the group's common prefix is computed once."""
@@ -136,7 +129,7 @@ class TorchBackend:
             return False
         if self.longest_shared is not None and max(len(e.input_ids) for e in group) > self.longest_shared:
             return False
-        return saved_share(group) >= MIN_SAVED
+        return tree_pays([group])
 
 
 def pick_device(device: torch.device | str | None) -> torch.device:

@@ -31,8 +31,7 @@ def shared_length(group: Sequence[Encoded]) -> int:
 
     Tokens, never text: a response may merge with the prompt's last token, and responses may begin alike.
     """
-    shortest = min((e.input_ids for e in group), key=len)
-    limit = len(shortest) - 1
-    for e in group:
-        limit = next((i for i in range(limit) if e.input_ids[i] != shortest[i]), limit)
-    return limit
+    samples = [e.input_ids for e in group]
+    low, high = min(samples), max(samples)  # in alphabetical order, all others lie between
+    limit = min(map(len, samples)) - 1
+    return next((i for i in range(limit) if low[i] != high[i]), limit)

@@ -11,12 +11,15 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AutoModel, PretrainedConfig
+from transformers import PretrainedConfig
 from transformers import initialization as init
 
 from openrlhf_gpm.core import embed_rewards
+from openrlhf_gpm.models.attention import FOREST_ATTENTION, read_forests
 from openrlhf_gpm.models.config import GATES, GPMConfig
-from openrlhf_gpm.models.layout import packed_layout, padded_layout, tree_layout
+from openrlhf_gpm.models.layout import forest_layout, packed_layout, padded_layout
+from openrlhf_gpm.models.sharing import trunk_class
+from openrlhf_gpm.models.trees import Forest
 
 # What causal-LM checkpoints call the output layer: a GPM has none, so these tensors are no surprise.
 OUTPUT_LAYERS = [r"^lm_head\.", r"^embed_out\."]
@@ -119,7 +122,7 @@ class _GPMMixin:
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         prompt_lens: Tensor | None = None,
-        segments: Tensor | None = None,
+        forest: Forest | None = None,
         lm_from: Tensor | None = None,
         lm_to: Tensor | None = None,
         return_output: bool = False,
@@ -134,7 +137,7 @@ class _GPMMixin:
             attention_mask: (B, T), 1 on tokens, 0 on padding. Default: no padding.
             prompt_lens: (B,) tokens of each sample's prompt, 1 <= prompt_lens <= length; the gate reads the last of
                 them. Needed where there is a gate.
-            segments: with it, a row of input_ids is a group of samples that share their prompt: see `collate_trees`.
+            forest: with it, input_ids is (1, N), groups of samples that share their prompt: see `collate_trees`.
             lm_from, lm_to: (M,) columns of the flattened input_ids, and the tokens that follow them in a text: adds
                 `outputs.lm_loss`, the mean cross-entropy of these tokens in nats.
             return_output: also return the trunk's outputs; with a learnable tau, `outputs.tau` is its value ().
@@ -143,30 +146,32 @@ class _GPMMixin:
 
         Returns:
             v (B, 2k) fp32, of unit length unless `normalize` is off, and lambda (B, k) fp32, all ones without a gate.
-            The preference score of i over j is `preference_score(v_i, v_j, lambda, tau)`. With `segments`: v of all
+            The preference score of i over j is `preference_score(v_i, v_j, lambda, tau)`. With a forest: v of all
             samples, group after group, and lambda (G, k), one a group.
 
         Raises:
-            ValueError: prompt_lens missing or out of range, an empty sample, or context parallelism.
+            ValueError: prompt_lens missing or out of range, an empty sample, context parallelism, or a forest for
+                another attention than sdpa.
         """
         if ring_attn_group is not None:
             raise ValueError("a GPM does not support context parallelism: set --ds.ring_attn_size 1")
         trunk = getattr(self, self.base_model_prefix)
-        if segments is not None:
-            self._check_lengths((segments >= 0).sum(1), prompt_lens)
-            layout = tree_layout(input_ids, segments, trunk.dtype)
+        if forest is not None:
+            if trunk.config._attn_implementation != FOREST_ATTENTION:
+                raise ValueError(f"attention {trunk.config._attn_implementation!r} reads no forest: use 'sdpa'")
+            layout = forest_layout(input_ids, forest)
         else:
             mask = (torch.ones_like(input_ids) if attention_mask is None else attention_mask).long()
-            self._check_lengths(mask.sum(1), prompt_lens)
-            layout = (packed_layout if self.packing_samples else padded_layout)(input_ids, mask)
+            prompts = self._check_lengths(mask.sum(1), prompt_lens)
+            layout = (packed_layout if self.packing_samples else padded_layout)(input_ids, mask, prompts)
 
         outputs = trunk(**layout.inputs, use_cache=False)
         hidden = outputs.last_hidden_state.flatten(0, 1)  # (N, H); the head sees only the positions that it needs
         v = self.embed_hidden(hidden[layout.last])
         if self.gpm_config.gated:
-            gate = self.gate_hidden(hidden[layout.first + prompt_lens.to(hidden.device) - 1])  # type: ignore[union-attr]
+            gate = self.gate_hidden(hidden[layout.gate])
         else:
-            gate = v.new_ones(len(layout.first), self.gpm_config.k)
+            gate = v.new_ones(len(layout.gate), self.gpm_config.k)
         if self.gpm_config.learn_tau:
             outputs.tau = self.temperature()
         if lm_from is not None and lm_to is not None:
@@ -183,23 +188,26 @@ class _GPMMixin:
         """Trunk's states of last prompt tokens (B, H) -> gates (B, k) fp32; only for a gated model."""
         return scale_gate(self.gate(hidden), self.gpm_config.gate, self.hidden_size)
 
-    def _check_lengths(self, lengths: Tensor, prompt_lens: Tensor | None) -> None:
+    def _check_lengths(self, lengths: Tensor, prompt_lens: Tensor | None) -> Tensor:
+        """(B,) tokens of the samples and of their prompts -> the latter, on the device; any without a gate."""
         if (lengths == 0).any():
             raise ValueError(f"sample {int((lengths == 0).nonzero()[0])} of the batch has no tokens")
         if not self.gpm_config.gated:
-            return
+            return lengths
         if prompt_lens is None:
             raise ValueError("this GPM has a gate, which reads the prompt: pass prompt_lens, the prompt's token count")
         if prompt_lens.shape != lengths.shape:
             raise ValueError(f"prompt_lens must be of shape ({len(lengths)},), got {tuple(prompt_lens.shape)}")
-        wrong = (prompt_lens.to(lengths.device) < 1) | (prompt_lens.to(lengths.device) > lengths)
+        prompt_lens = prompt_lens.to(lengths.device)
+        wrong = (prompt_lens < 1) | (prompt_lens > lengths)
         if wrong.any():
             i = int(wrong.nonzero()[0])
             raise ValueError(f"prompt_lens[{i}] is {int(prompt_lens[i])}, outside 1..{int(lengths[i])}, the sample")
+        return prompt_lens
 
 
 @cache
-def make_gpm_class(pretrained_class: type, trunk_class: type, packing_samples: bool = False) -> type:
+def make_gpm_class(pretrained_class: type, trunk_class: Any, packing_samples: bool = False) -> type:
     """The GPM class over a trunk, with the name of transformers' classifier: LlamaForSequenceClassification.
 
     Args:
@@ -218,20 +226,23 @@ def make_gpm_class(pretrained_class: type, trunk_class: type, packing_samples: b
         self._build(trunk_class, config, packing_samples)
         # transformers 5 registers tied weights and parallel plans here, and from_pretrained needs them.
         self.post_init()
+        read_forests(getattr(self, self.base_model_prefix))
 
     name = trunk_class.__name__.removesuffix("Model") + "ForSequenceClassification"
-    return type(name, (_GPMMixin, pretrained_class), {"__init__": __init__, "__module__": __name__})
+    return type(
+        name,
+        (_GPMMixin, pretrained_class),
+        {
+            "__init__": __init__,
+            "__module__": __name__,
+            # transformers looks for these in the source of a class's module, and ours is not the family's.
+            "_can_set_attn_implementation": trunk_class._can_set_attn_implementation,
+            "_can_set_experts_implementation": trunk_class._can_set_experts_implementation,
+        },
+    )
 
 
 def gpm_class(config: PretrainedConfig, packing_samples: bool = False) -> type:
     """`make_gpm_class` for any trunk that transformers' AutoModel knows. Raises ValueError for the others."""
     trunk = trunk_class(config)
     return make_gpm_class(trunk.__base__, trunk, packing_samples)
-
-
-def trunk_class(config: PretrainedConfig) -> Any:
-    """The class of a config's model without a head. Raises ValueError where transformers has none."""
-    try:
-        return AutoModel._model_mapping[type(config)]
-    except KeyError:
-        raise ValueError(f"transformers has no trunk for model type {config.model_type!r}: use a causal LM") from None

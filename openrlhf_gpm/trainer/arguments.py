@@ -12,7 +12,7 @@ from transformers import AutoConfig
 
 from openrlhf_gpm.models.checkpoint import read_adapter
 from openrlhf_gpm.models.config import GPMConfig
-from openrlhf_gpm.models.prefix import config_obstacle, sliding_window
+from openrlhf_gpm.models.sharing import sharing_obstacle, sliding_window
 from openrlhf_gpm.plugin import REGRESSION_LOSSES
 
 logger = init_logger(__name__)
@@ -108,18 +108,16 @@ def why_not_share_prompts(args: SimpleNamespace, max_len: int | None) -> str | N
 
 
 def tree_obstacle(path: str, ds: SimpleNamespace, max_len: int | None) -> str | None:
-    """Why the trunk at `path` cannot read a group as a tree (`models/layout.py`) under the --ds.* flags, or None."""
-    if ds.load_in_4bit:
-        return "--ds.load_in_4bit gives queries and keys another dtype than the tree mask"
+    """Why the trunk at `path` cannot read a group as a tree (`models/trees.py`) under the --ds.* flags, or None."""
     if ds.packing_samples:
         return "--ds.packing_samples packs whole samples"
-    if ds.attn_implementation not in ("sdpa", "eager"):
-        return f"--ds.attn_implementation {ds.attn_implementation} takes no tree mask, sdpa does"
+    if ds.attn_implementation != "sdpa":
+        return f"--ds.attn_implementation {ds.attn_implementation} reads no trees, sdpa does"
     config = AutoConfig.from_pretrained(path)
     window = sliding_window(config)
     if window is not None and (max_len is None or max_len > window):
         return f"the trunk's sliding window is shorter ({window}) than --data.max_len {max_len}"
-    return config_obstacle(config)
+    return sharing_obstacle(config)
 
 
 def _check_lm(args: SimpleNamespace) -> None:

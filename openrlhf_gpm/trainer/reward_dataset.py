@@ -13,12 +13,11 @@ from openrlhf.utils.logging_utils import init_logger
 from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
-from transformers import AutoConfig
 
 from openrlhf_gpm.data import BadRows, Comparison, PairKeys, merge_prompts, normalise_preference, split_by_prompt
 from openrlhf_gpm.models.batching import fullest_prompt
 from openrlhf_gpm.models.formatting import Encoded, Formatter, collate, pair_text
-from openrlhf_gpm.models.layout import collate_trees, tree_pays
+from openrlhf_gpm.models.trees import collate_trees, sample_places, tree_pays
 from openrlhf_gpm.trainer.arguments import model_config, why_not_share_prompts
 
 logger = init_logger(__name__)
@@ -53,8 +52,6 @@ class GPMRewardDataset(Dataset):
         self.formatter = Formatter.from_config(tokenizer, config)
         reason = why_not_share_prompts(self.args, config.max_len)
         self.share_prompt = reason is None
-        trunk = AutoConfig.from_pretrained(self.args.model.model_name_or_path)
-        self.hidden_size: int = trunk.get_text_config().hidden_size
         if reason and self.args.gpm.share_prompt == "auto" and strategy.is_rank_0():
             logger.info("prompts are encoded once a response, not once a group: %s", reason)
 
@@ -91,9 +88,8 @@ class GPMRewardDataset(Dataset):
         comparisons = [comparison for row in rows for comparison in row.comparisons]
         shift = starts.repeat_interleave(counts)
 
-        tree = self.share_prompt and tree_pays(groups, self.hidden_size)
-        if tree:
-            inputs = collate_trees(groups, self.formatter.pad_token_id)
+        if self.share_prompt and tree_pays(groups):
+            inputs = collate_trees(groups)
             gate = torch.arange(len(rows))
         else:
             inputs = collate(samples, self.formatter.pad_token_id)
@@ -103,7 +99,7 @@ class GPMRewardDataset(Dataset):
         label = torch.tensor([comparison.label for comparison in comparisons], dtype=torch.float32)
         if self.args.gpm.lm_coef:
             preferred = torch.where(label < 0.5, second, first).unique()
-            inputs |= lm_targets(inputs, samples, preferred)
+            inputs |= lm_targets(inputs, groups, preferred.tolist())
         return {
             "inputs": inputs,
             "first": first,
@@ -178,24 +174,15 @@ def encode_group(group: Any, formatter: Formatter, name: str, pairwise: bool) ->
     return Row(name, samples, comparisons)
 
 
-def lm_targets(inputs: dict[str, Tensor], samples: list[Encoded], chosen: Tensor) -> dict[str, Tensor]:
-    """`lm_from` and `lm_to` (see the model's forward) of the response tokens of the samples `chosen`, (S,) indices."""
-    width = inputs["input_ids"].shape[1]
-    columns = torch.arange(width)
-    if "segments" in inputs:
-        segments = inputs["segments"]  # (G, T)
-        last = segments.max(1).values  # samples of each row
-        row = torch.arange(len(segments)).repeat_interleave(last)[chosen]
-        segment = torch.cat([torch.arange(1, int(n) + 1) for n in last])[chosen]
-        mine = (segments[row] == 0) | (segments[row] == segment[:, None])  # (S, T)
+def lm_targets(inputs: dict[str, Any], groups: list[list[Encoded]], chosen: list[int]) -> dict[str, Tensor]:
+    """`lm_from` and `lm_to` (see the model's forward) of the response tokens of the samples `chosen`, indices."""
+    if "forest" in inputs:
+        places = sample_places(groups)
     else:
-        row = chosen
-        mine = inputs["attention_mask"][row].bool()
-    place = mine.cumsum(1) - 1  # of a token in its sample
-    prompt = torch.tensor([samples[i].prompt_len for i in chosen.tolist()])[:, None]
-    to = mine & (place >= prompt)
-    before = torch.where(mine, columns, -1).cummax(1).values.roll(1, 1)  # column of the token before, for tokens
+        mask = inputs["attention_mask"]
+        places = mask.flatten().nonzero().squeeze(-1).split(mask.sum(1).tolist())
+    samples = [sample for group in groups for sample in group]
     return {
-        "lm_from": (row[:, None] * width + before)[to],
-        "lm_to": inputs["input_ids"][row][to],
+        "lm_from": torch.cat([places[i][samples[i].prompt_len - 1 : -1] for i in chosen]),
+        "lm_to": torch.tensor([token for i in chosen for token in samples[i].input_ids[samples[i].prompt_len :]]),
     }

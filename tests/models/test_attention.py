@@ -1,4 +1,4 @@
-"""Attention that reads shared heads in place, against transformers' own."""
+"""Attention over a forest against softmax written out token by token, and what happens where no forest arrives."""
 
 import json
 from types import SimpleNamespace
@@ -7,75 +7,81 @@ import pytest
 import torch
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from openrlhf_gpm.models.attention import NAME, sdpa_shared_heads, share_heads
-from openrlhf_gpm.models.backend import TorchBackend, embed_encoded
+from openrlhf_gpm.models.attention import FOREST_ATTENTION, sdpa_forest
+from openrlhf_gpm.models.config import GPMConfig
 from openrlhf_gpm.models.formatting import Encoded
+from openrlhf_gpm.models.gpm import gpm_class
+from openrlhf_gpm.models.trees import collate_trees, sample_places
 
-PROMPT = list(range(20, 50))
 GROUPS = [
-    [Encoded([*PROMPT, *own], 30) for own in ([60], [70, 71, 72], [80, 81])],
-    [Encoded([*PROMPT[:9], *own], 9) for own in ([60, 61], [70])],
+    [Encoded([*range(20, 29), *own], 9) for own in ([60], [70, 71, 72], [80, 81])],
+    [Encoded([*range(20, 23), *own], 3) for own in ([60, 61], [70] * 20)],
 ]
+SENT = torch.ones(1, 1, 1, 1, dtype=torch.bool)
 
 
-@pytest.mark.parametrize("groups", [1, 2, 4])
-@pytest.mark.parametrize("masked", [True, False])
-def test_the_numbers_are_those_of_transformers(groups, masked):
+@pytest.mark.parametrize("heads_a_key", [1, 2, 4])
+def test_every_token_sees_its_own_sample_up_to_itself(heads_a_key):
+    forest = collate_trees(GROUPS)["forest"]
+    N = forest.position_ids.shape[1]
     generator = torch.Generator().manual_seed(0)
-    query = torch.randn(3, 4, 5, 8, generator=generator, dtype=torch.float64)
-    key, value = (torch.randn(3, 4 // groups, 9, 8, generator=generator, dtype=torch.float64) for _ in range(2))
-    if masked:
-        mask = torch.rand(3, 1, 5, 9, generator=generator) < 0.7
-        mask[..., 0] = True  # every query sees something
-    else:
-        mask, key, value = None, key[:, :, :5], value[:, :, :5]
-    module = SimpleNamespace(num_key_value_groups=groups, is_causal=True, training=False)
-    got, expected = (
-        attend(module, query, key, value, mask, scaling=0.3, dropout=0.0)[0]
-        for attend in (sdpa_shared_heads, sdpa_attention_forward)
-    )
-    assert got.shape == (3, 5, 4, 8)
-    torch.testing.assert_close(got, expected, atol=1e-12, rtol=0)
+    query = torch.randn(1, 4, N, 8, generator=generator, dtype=torch.float64)
+    key, value = (torch.randn(1, 4 // heads_a_key, N, 8, generator=generator, dtype=torch.float64) for _ in range(2))
+    module = SimpleNamespace(num_key_value_groups=heads_a_key, is_causal=True, training=False)
+    got, weights = sdpa_forest(module, query, key, value, SENT, forest, scaling=0.3, dropout=0.0)
+    assert got.shape == (1, N, 4, 8)
+    assert weights is None
+    for places in sample_places(GROUPS):
+        for n, place in enumerate(places.tolist()):
+            seen = places[: n + 1]
+            for head in range(4):
+                scores = 0.3 * query[0, head, place] @ key[0, head // heads_a_key, seen].T
+                expected = scores.softmax(-1) @ value[0, head // heads_a_key, seen]
+                torch.testing.assert_close(got[0, place, head], expected, atol=1e-12, rtol=0)
 
 
-@pytest.mark.parametrize(
-    ("trunk", "changes", "reads_in_place"),
-    [
-        ("llama", {}, True),
-        ("qwen2", {}, True),
-        ("mistral", {"sliding_window": None}, True),
-        ("llama", {"num_key_value_heads": 4}, False),  # every query head has its own keys
-        ("gpt_neox", {}, False),
-    ],
-)
-def test_a_backend_on_a_cpu_uses_it_where_heads_are_shared(new_config, trunk, changes, reads_in_place):
-    from openrlhf_gpm.models.config import GPMConfig
-    from openrlhf_gpm.models.gpm import gpm_class
-
-    config = new_config(trunk, **changes)
-    config.gpm = GPMConfig(dim=6).to_dict()
-    torch.manual_seed(0)
-    model = gpm_class(config)(config).eval()
-    assert model.config._attn_implementation == "sdpa"
-    expected = torch.cat([embed_encoded(model, [e], 2, "cpu")[0] for group in GROUPS for e in group])
-    backend = TorchBackend(model, pad_token_id=2)
-    assert (model.config._attn_implementation == NAME) is reads_in_place
-    torch.testing.assert_close(backend.embed_groups(GROUPS)[0], expected, atol=1e-5, rtol=0)
+@pytest.mark.parametrize("masked", [True, False])
+def test_without_a_forest_the_numbers_are_those_of_transformers(masked):
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(3, heads, 5, 8, generator=generator) for heads in (4, 2, 2))
+    mask = torch.ones(5, 5, dtype=torch.bool).tril().expand(3, 1, 5, 5) if masked else None
+    module = SimpleNamespace(num_key_value_groups=2, is_causal=True, training=False)
+    got, expected = (attend(module, query, key, value, mask)[0] for attend in (sdpa_forest, sdpa_attention_forward))
+    assert torch.equal(got, expected)
 
 
-def test_what_was_chosen_on_purpose_stays(new_gpm):
-    eager = new_gpm()
-    eager.set_attn_implementation("eager")
-    share_heads(eager)
+def test_a_forest_that_got_lost_is_an_error_and_never_wrong_numbers():
+    forest = collate_trees(GROUPS)["forest"]
+    x = torch.randn(1, 4, forest.position_ids.shape[1], 8)
+    module = SimpleNamespace(is_causal=True)
+    with pytest.raises(RuntimeError, match="SimpleNamespace does not get the forest as it was sent"):
+        sdpa_forest(module, x, x, x, SENT)
+    for other in (None, torch.zeros(1, 4, 1, x.shape[2])):  # no mask, or one that the trunk made itself
+        with pytest.raises(RuntimeError, match="SimpleNamespace does not get the forest as it was sent"):
+            sdpa_forest(module, x, x, x, other, forest)
+
+
+def test_a_sample_of_one_token_is_no_forest():
+    x = torch.randn(1, 4, 1, 8)
+    out, _ = sdpa_forest(SimpleNamespace(is_causal=True), x, x, x, SENT)
+    torch.testing.assert_close(out, x.transpose(1, 2))
+
+
+@pytest.mark.parametrize("trunk", ["llama", "gpt_neox"])
+def test_a_gpm_reads_forests_where_it_uses_sdpa_and_says_so_where_it_does_not(new_config, trunk):
+    def build(attn):
+        config = new_config(trunk, attn_implementation=attn)
+        config.gpm = GPMConfig(dim=6).to_dict()
+        return gpm_class(config)(config).eval()
+
+    sdpa, eager = build("sdpa"), build("eager")
+    assert sdpa.config._attn_implementation == FOREST_ATTENTION
     assert eager.config._attn_implementation == "eager"
-    off = new_gpm()
-    TorchBackend(off, share_prompt="off")
-    assert off.config._attn_implementation == "sdpa"
+    with pytest.raises(ValueError, match="attention 'eager' reads no forest: use 'sdpa'"):
+        eager(**collate_trees(GROUPS))
 
 
 def test_a_checkpoint_does_not_name_it(new_gpm, tmp_path):
-    model = new_gpm()
-    TorchBackend(model)
-    model.save_pretrained(tmp_path)
-    assert NAME not in (tmp_path / "config.json").read_text()
+    new_gpm().save_pretrained(tmp_path)
+    assert FOREST_ATTENTION not in (tmp_path / "config.json").read_text()
     assert "gpm" in json.loads((tmp_path / "config.json").read_text())

@@ -8,8 +8,7 @@ import pytest
 import torch
 from openrlhf.cli import train_rm
 
-from openrlhf_gpm.models.formatting import Encoded, pair_text
-from openrlhf_gpm.models.layout import tree_pays
+from openrlhf_gpm.models.formatting import pair_text
 from openrlhf_gpm.trainer.reward_dataset import GPMRewardDataset
 
 CYCLE = [
@@ -54,7 +53,7 @@ def test_a_batch_points_at_the_embeddings_and_gates_of_its_comparisons(dataset, 
     """Against one call a comparison, each with its own two samples."""
     data = dataset(CYCLE, "--gpm.merge_prompts", "--gpm.share_prompt", share)
     batch = data.collate_fn(data.rows)
-    assert ("segments" in batch["inputs"]) == (share == "auto")
+    assert ("forest" in batch["inputs"]) == (share == "auto")
     assert batch["label"].tolist() == [1.0, 1.0, 1.0, 0.25]
     assert batch["margin"].tolist() == [0.0, 0.0, 0.0, 2.0]
     model = new_gpm(dim=4, gate="softplus")
@@ -81,10 +80,10 @@ def test_a_tree_has_fewer_tokens_than_full_encoding(dataset):
     assert shared < 0.6 * full
 
 
-def test_packing_4_bit_and_flash_attention_encode_in_full(dataset):
-    for flags in (["--ds.packing_samples"], ["--ds.load_in_4bit"], ["--ds.attn_implementation", "flash_attention_2"]):
+def test_packing_and_flash_attention_encode_in_full(dataset):
+    for flags in (["--ds.packing_samples"], ["--ds.attn_implementation", "flash_attention_2"]):
         data = dataset(CYCLE, *flags)
-        assert "segments" not in data.collate_fn(data.rows)["inputs"]
+        assert "forest" not in data.collate_fn(data.rows)["inputs"]
 
 
 @pytest.mark.parametrize("share", ["auto", "off"])
@@ -164,18 +163,6 @@ def test_a_gpm_that_is_trained_further_keeps_its_checkpoints_format_and_head(dat
     assert dataset(CYCLE[:1], "--data.max_len", "30").formatter.max_len == 30
     want = [data.formatter.encode("Name a prime.", pair_text(*order)) for order in (("7", "9"), ("9", "7"))]
     assert data.rows[0].samples == want
-
-
-def test_long_responses_to_a_short_prompt_are_not_put_into_one_row(dataset):
-    """15 % fewer tokens, but attention over the whole row would cost far more than they."""
-    shared = list(range(5, 45))
-    group = [Encoded([*shared, *[50 + i] * 200, 1], 40) for i in range(16)]
-    data = dataset(CYCLE)
-    assert data.hidden_size == 32
-    assert tree_pays([group[:2]], data.hidden_size) is False
-    assert tree_pays([group], data.hidden_size) is False
-    data.hidden_size = 10**6  # linear layers are all there is
-    assert tree_pays([group], data.hidden_size) is True
 
 
 def test_mse_needs_log_odds_in_every_row(dataset, capsys):
