@@ -37,17 +37,20 @@ def sdpa_forest(
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
     if forest is None or not sent:
         raise RuntimeError(f"{type(module).__name__} does not get the forest as it was sent; see `sharing_obstacle`")
-    query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))  # (N, heads, d)
-    out = []
-    for part in forest.parts:
-        q, k, v = _take(query, part.queries), _take(key, part.keys), _take(value, part.keys)
-        out.append(_attend(module, q, k, v, part.mask, **kwargs).flatten(0, 1))  # (R W, heads, d)
+    parts = forest.parts
+    queries = _take(query, forest.queries, [(part.rows, part.width) for part in parts])
+    keys, values = (_take(x, forest.keys, [(part.rows, part.seen) for part in parts]) for x in (key, value))
+    out = [
+        _attend(module, q, k, v, part.mask, **kwargs).flatten(0, 1)  # (R W, heads, d)
+        for part, q, k, v in zip(parts, queries, keys, values, strict=True)
+    ]
     return torch.cat(out).index_select(0, forest.back)[None], None
 
 
-def _take(x: Tensor, places: Tensor) -> Tensor:
-    """(N, heads, d), (R, T) -> (R, heads, T, d)."""
-    return x.index_select(0, places.flatten()).unflatten(0, places.shape).transpose(1, 2)
+def _take(x: Tensor, places: Tensor, shapes: list[tuple[int, int]]) -> list[Tensor]:
+    """(1, heads, N, d), (sum of R T,), [(R, T)] -> [(R, heads, T, d)]."""
+    taken = x.squeeze(0).transpose(0, 1).index_select(0, places).split([rows * width for rows, width in shapes])
+    return [x.unflatten(0, shape).transpose(1, 2) for x, shape in zip(taken, shapes, strict=True)]
 
 
 def _attend(

@@ -9,7 +9,7 @@ indices into the row.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from itertools import accumulate
 from typing import Any
 
@@ -33,18 +33,20 @@ MIN_WIDTH = 16
 class Part:
     """Prefixes, or branches of like length: what one call of attention reads."""
 
-    queries: Tensor
-    """(R, W) places of a row's own tokens, padded right with place 0."""
+    rows: int
+    """R"""
 
-    keys: Tensor
-    """(R, S + W) places of what they may look at: the prefix before them, then themselves."""
+    width: int
+    """W, the longest row's own tokens."""
+
+    seen: int
+    """S + W, the longest prefix before the rows and the rows themselves: keys."""
 
     mask: Tensor | None
     """(R, 1, W, S + W) bool, True where a query sees a key; None where nothing is before a row: causal."""
 
     def to(self, device: torch.device | str) -> "Part":
-        mask = None if self.mask is None else self.mask.to(device)
-        return Part(self.queries.to(device), self.keys.to(device), mask)
+        return self if self.mask is None else replace(self, mask=self.mask.to(device))
 
 
 @dataclass(frozen=True)
@@ -56,8 +58,14 @@ class Forest:
 
     parts: tuple[Part, ...]
 
+    queries: Tensor
+    """(sum of R W,) places of the rows' tokens, part after part; each row padded right with place 0."""
+
+    keys: Tensor
+    """(sum of R (S + W),) places of the tokens before a row and of its own, each padded right with place 0."""
+
     back: Tensor
-    """(N,) where each token is among the queries of all parts, one row after the other."""
+    """(N,) where each token is among the queries."""
 
     last: Tensor
     """(B,) places of the samples' last tokens."""
@@ -67,34 +75,34 @@ class Forest:
 
     def to(self, device: torch.device | str) -> "Forest":
         """As a tensor's: the same on another device."""
-        parts = tuple(part.to(device) for part in self.parts)
-        position_ids, back, last, gate = (x.to(device) for x in (self.position_ids, self.back, self.last, self.gate))
-        return Forest(position_ids, parts, back, last, gate)
+        tensors = {f.name: getattr(self, f.name).to(device) for f in fields(self) if f.name != "parts"}
+        return replace(self, parts=tuple(part.to(device) for part in self.parts), **tensors)
 
 
 def collate_trees(groups: Sequence[Sequence[Encoded]]) -> dict[str, Any]:
     """What a GPM's forward takes: `input_ids` (1, N), all prefixes end to end, then all branches, and the `forest`."""
-    samples = sample_places(groups)
-    shared = [shared_length(group) for group in groups]
-    start = list(accumulate(map(len, groups), initial=0))  # a group's first sample
     encoded = [e for group in groups for e in group]
+    start = list(accumulate(map(len, groups), initial=0))[:-1]  # a group's first sample
+    branches = sample_places(groups)
+    samples = [torch.cat(branch) for branch in branches]
 
     places = torch.cat(samples)
     input_ids, position_ids = torch.empty(2, int(places.max()) + 1, dtype=torch.long)
     input_ids[places] = torch.tensor([token for e in encoded for token in e.input_ids])
     position_ids[places] = torch.cat([torch.arange(len(sample)) for sample in samples])
 
-    nothing = torch.empty(0, dtype=torch.long)
-    prefixes = [(nothing, samples[i][:S]) for i, S in zip(start, shared, strict=False) if S]
-    sizes = torch.tensor([len(group) for group in groups])
-    of_sample = torch.tensor(shared).repeat_interleave(sizes).tolist()
-    branches = [(sample[:S], sample[S:]) for sample, S in zip(samples, of_sample, strict=True)]
-    parts, back = _parts(prefixes, branches, tokens=len(position_ids))
+    prefixes = [(torch.empty(0, dtype=torch.long), branches[i][0]) for i in start if len(branches[i][0])]
+    pieces = [*_parts(prefixes), *_parts(branches)]
+    queries, is_query, keys = (torch.cat(x) for x in zip(*(of_part for _, of_part in pieces), strict=True))
+    back = torch.empty_like(position_ids)
+    back[queries[is_query]] = is_query.nonzero().squeeze(-1)
 
-    fullest = [i + fullest_prompt(group) for i, group in zip(start, groups, strict=False)]
+    fullest = [i + fullest_prompt(group) for i, group in zip(start, groups, strict=True)]
     forest = Forest(
         position_ids[None],
-        parts,
+        tuple(part for part, _ in pieces),
+        queries,
+        keys,
         back,
         last=torch.stack([sample[-1] for sample in samples]),
         gate=torch.stack([samples[i][encoded[i].prompt_len - 1] for i in fullest]),
@@ -102,17 +110,13 @@ def collate_trees(groups: Sequence[Sequence[Encoded]]) -> dict[str, Any]:
     return {"input_ids": input_ids[None], "forest": forest}
 
 
-def sample_places(groups: Sequence[Sequence[Encoded]]) -> list[Tensor]:
-    """Where the tokens of each sample are in the row of `collate_trees`: B tensors, as long as the samples."""
+def sample_places(groups: Sequence[Sequence[Encoded]]) -> list[tuple[Tensor, Tensor]]:
+    """Where the tokens of each sample are in the row of `collate_trees`: B pairs of those it shares and its own."""
     shared = [shared_length(group) for group in groups]
-    branch = [len(e.input_ids) - S for group, S in zip(groups, shared, strict=True) for e in group]
-    prefix_at = list(accumulate(shared, initial=0))
-    branch_at = list(accumulate(branch, initial=prefix_at[-1]))
-    of_group = [g for g, group in enumerate(groups) for _ in group]
-    return [
-        torch.cat([torch.arange(prefix_at[g], prefix_at[g + 1]), torch.arange(branch_at[i], branch_at[i + 1])])
-        for i, g in enumerate(of_group)
-    ]
+    own = [len(e.input_ids) - S for group, S in zip(groups, shared, strict=True) for e in group]
+    places = torch.arange(sum(shared) + sum(own)).split([*shared, *own])
+    prefixes = [prefix for prefix, group in zip(places, groups, strict=False) for _ in group]
+    return list(zip(prefixes, places[len(groups) :], strict=True))
 
 
 def tree_pays(groups: Sequence[Sequence[Encoded]]) -> bool:
@@ -147,25 +151,21 @@ def tree_batches(groups: Sequence[Sequence[Encoded]], batch_tokens: int) -> Iter
         yield batch
 
 
-Rows = list[tuple[Tensor, Tensor]]  # places before, own places
+def _parts(rows: list[tuple[Tensor, Tensor]]) -> Iterator[tuple[Part, tuple[Tensor, Tensor, Tensor]]]:
+    """Parts of rows, given as places before them and places of their own.
 
-
-def _parts(*kinds: Rows, tokens: int) -> tuple[tuple[Part, ...], Tensor]:
-    """The parts of rows of each kind, and `Forest.back`."""
-    parts, back, queries = [], torch.empty(tokens, dtype=torch.long), 0
-    for rows in kinds:
-        for bucket in _like_lengths([len(own) for _, own in rows]):
-            before, sees_before = _pad([rows[i][0] for i in bucket])  # (R, S)
-            own, is_own = _pad([rows[i][1] for i in bucket])  # (R, W)
-            W = own.shape[1]
-            mask = None
-            if before.shape[1]:
-                causal = torch.ones(W, W, dtype=torch.bool).tril()
-                mask = torch.cat([sees_before[:, None].expand(-1, W, -1), causal.expand(len(own), W, W)], -1)[:, None]
-            back[own[is_own]] = queries + is_own.flatten().nonzero().squeeze(-1)
-            queries += own.numel()
-            parts.append(Part(own, torch.cat([before, own], 1), mask))
-    return tuple(parts), back
+    With each part: places of its queries, (R W,), True where these are not padding, and places of its keys.
+    """
+    for bucket in _like_lengths([len(own) for _, own in rows]):
+        before, sees_before = _pad([rows[i][0] for i in bucket])  # (R, S)
+        own, is_own = _pad([rows[i][1] for i in bucket])  # (R, W)
+        R, W = own.shape
+        mask = None
+        if before.shape[1]:
+            causal = torch.ones(W, W, dtype=torch.bool).tril()
+            mask = torch.cat([sees_before[:, None].expand(R, W, -1), causal.expand(R, W, W)], -1)[:, None]
+        keys = torch.cat([before, own], 1).flatten()
+        yield Part(R, W, before.shape[1] + W, mask), (own.flatten(), is_own.flatten(), keys)
 
 
 def _like_lengths(lengths: list[int]) -> Iterator[list[int]]:

@@ -177,10 +177,10 @@ def encode_group(group: Any, formatter: Formatter, name: str, pairwise: bool) ->
 def lm_targets(inputs: dict[str, Any], groups: list[list[Encoded]], chosen: list[int]) -> dict[str, Tensor]:
     """`lm_from` and `lm_to` (see the model's forward) of the response tokens of the samples `chosen`, indices."""
     if "forest" in inputs:
-        places = sample_places(groups)
+        places = [torch.cat(pair) for pair in sample_places(groups)]
     else:
         mask = inputs["attention_mask"]
-        places = mask.flatten().nonzero().squeeze(-1).split(mask.sum(1).tolist())
+        places = list(mask.flatten().nonzero().squeeze(-1).split(mask.sum(1).tolist()))
     samples = [sample for group in groups for sample in group]
     return {
         "lm_from": torch.cat([places[i][samples[i].prompt_len - 1 : -1] for i in chosen]),

@@ -59,16 +59,18 @@ def test_two_trees_in_a_row_by_hand():
     groups = [[Encoded([1, 2, 3, 9], 2), Encoded([1, 2, 4, 5, 9], 2)], [Encoded([7, 9], 1)]]
     batch = collate_trees(groups)
     assert batch["input_ids"].tolist() == [[1, 2, 7, 3, 9, 4, 5, 9, 9]]
-    assert [places.tolist() for places in sample_places(groups)] == [[0, 1, 3, 4], [0, 1, 5, 6, 7], [2, 8]]
+    places = [(shared.tolist(), own.tolist()) for shared, own in sample_places(groups)]
+    assert places == [([0, 1], [3, 4]), ([0, 1], [5, 6, 7]), ([2], [8])]
     forest = batch["forest"]
     assert forest.position_ids.tolist() == [[0, 1, 0, 2, 3, 2, 3, 4, 1]]
     assert forest.last.tolist() == [4, 7, 8]
     assert forest.gate.tolist() == [1, 2]
     prefixes, branches = forest.parts
-    assert prefixes.queries.tolist() == prefixes.keys.tolist() == [[0, 1], [2, 0]]
-    assert prefixes.mask is None
-    assert branches.queries.tolist() == [[5, 6, 7], [3, 4, 0], [8, 0, 0]]  # longest first
-    assert branches.keys.tolist() == [[0, 1, 5, 6, 7], [0, 1, 3, 4, 0], [2, 0, 8, 0, 0]]
+    assert (prefixes.rows, prefixes.width, prefixes.seen, prefixes.mask) == (2, 2, 2, None)
+    assert (branches.rows, branches.width, branches.seen) == (3, 3, 5)
+    assert forest.queries[:4].tolist() == forest.keys[:4].tolist() == [0, 1, 2, 0]
+    assert forest.queries[4:].view(3, 3).tolist() == [[5, 6, 7], [3, 4, 0], [8, 0, 0]]  # longest first
+    assert forest.keys[4:].view(3, 5).tolist() == [[0, 1, 5, 6, 7], [0, 1, 3, 4, 0], [2, 0, 8, 0, 0]]
     assert branches.mask[0, 0].int().tolist() == [[1, 1, 1, 0, 0], [1, 1, 1, 1, 0], [1, 1, 1, 1, 1]]
     assert branches.mask[2, 0, 0].int().tolist() == [1, 0, 1, 0, 0]  # the shorter prefix ends earlier
     assert forest.back.tolist() == [0, 1, 2, 7, 8, 4, 5, 6, 10]
@@ -83,7 +85,7 @@ def test_the_gate_is_read_where_the_prompt_ends_even_inside_a_branch():
 def test_branches_of_unlike_length_are_parts_of_their_own():
     lengths = [100, 51, 50, 49, 3, 1]  # 50 and less would be padded to twice their length
     parts = collate_trees([group(range(5), *([n] * n for n in lengths))])["forest"].parts
-    assert [tuple(part.queries.shape) for part in parts] == [(1, 5), (2, 100), (2, 50), (2, 3)]
+    assert [(part.rows, part.width) for part in parts] == [(1, 5), (2, 100), (2, 50), (2, 3)]
 
 
 def test_a_tree_pays_where_it_has_a_tenth_fewer_tokens():
@@ -234,6 +236,7 @@ def test_a_bf16_trunk_has_an_fp32_head(new_gpm):
 
 def test_a_forest_moves_as_tensors_do():
     forest = collate_trees(SHAPES["one group"])["forest"].to("meta")
-    parts = [x for part in forest.parts for x in (part.queries, part.keys, part.mask) if x is not None]
-    tensors = [forest.position_ids, forest.back, forest.last, forest.gate, *parts]
+    tensors = [forest.position_ids, forest.queries, forest.keys, forest.back, forest.last, forest.gate]
+    tensors += [part.mask for part in forest.parts if part.mask is not None]
+    assert len(tensors) == 6 + 2
     assert {x.device.type for x in tensors} == {"meta"}
