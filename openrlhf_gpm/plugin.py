@@ -172,7 +172,7 @@ def _add_reward_model_arguments(parser: ArgumentParser) -> None:
         "--gpm.share_prompt",
         choices=["auto", "off"],
         default="auto",
-        help="encode a prompt once for all its responses, exactly (needs --ds.attn_implementation sdpa, no packing)",
+        help="encode a prompt once for all its responses, exactly (needs --ds.attn_implementation sdpa)",
     )
     group.add_argument(
         "--gpm.merge_prompts",

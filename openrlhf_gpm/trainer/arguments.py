@@ -109,8 +109,6 @@ def why_not_share_prompts(args: SimpleNamespace, max_len: int | None) -> str | N
 
 def tree_obstacle(path: str, ds: SimpleNamespace, max_len: int | None) -> str | None:
     """Why the trunk at `path` cannot read a group as a tree (`models/trees.py`) under the --ds.* flags, or None."""
-    if ds.packing_samples:
-        return "--ds.packing_samples packs whole samples"
     if ds.attn_implementation != "sdpa":
         return f"--ds.attn_implementation {ds.attn_implementation} reads no trees, sdpa does"
     config = AutoConfig.from_pretrained(path)

@@ -80,9 +80,9 @@ def test_a_tree_has_fewer_tokens_than_full_encoding(dataset):
     assert shared < 0.6 * full
 
 
-def test_packing_and_flash_attention_encode_in_full(dataset):
-    for flags in (["--ds.packing_samples"], ["--ds.attn_implementation", "flash_attention_2"]):
-        data = dataset(CYCLE, *flags)
+def test_flash_attention_and_eager_encode_in_full(dataset):
+    for attention in ("flash_attention_2", "eager"):
+        data = dataset(CYCLE, "--ds.attn_implementation", attention)
         assert "forest" not in data.collate_fn(data.rows)["inputs"]
 
 
