@@ -26,7 +26,7 @@ from openrlhf_gpm.models.backend import (
 )
 from openrlhf_gpm.models.checkpoint import load_gpm, read_gpm_config, read_tokenizer
 from openrlhf_gpm.models.config import GPMConfig
-from openrlhf_gpm.models.formatting import Encoded, Formatter, Prompt, pair_text
+from openrlhf_gpm.models.formatting import Encoded, Formatter, Prompt, padded_tokens, pair_text
 from openrlhf_gpm.models.trees import tree_pays
 
 BACKENDS = ("torch", "vllm")
@@ -75,7 +75,7 @@ def embed_batch(
     if share_prompts:
         runs = groupby(zip(prompts, samples, strict=True), key=itemgetter(0))
         groups = [[sample for _, sample in run] for _, run in runs]
-        if tree_pays(groups):
+        if tree_pays(groups, padded_tokens(samples)):
             return embed_trees(model, groups, device)
     return embed_encoded(model, samples, formatter.pad_token_id, device)
 

@@ -107,6 +107,16 @@ def trunk_config(trunk: str = "llama", **changes: Any) -> Any:
         sizes["num_key_value_heads"] = 2
     if trunk == "gemma2":  # a sliding window shorter than the samples, as in the real one's every other layer
         sizes |= {"head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": 4}
+    if trunk == "deepseek_v3":  # keys and values have heads of other sizes
+        sizes |= {
+            "q_lora_rank": 16,
+            "kv_lora_rank": 16,
+            "qk_rope_head_dim": 8,
+            "qk_nope_head_dim": 8,
+            "v_head_dim": 12,
+        }
+        sizes |= {"n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1}
+        sizes |= {"v_head_dim": 12, "num_key_value_heads": 4, "moe_intermediate_size": 16, "first_k_dense_replace": 1}
     if trunk == "gpt2":
         sizes |= {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
     return AutoConfig.for_model(trunk, **(sizes | changes))

@@ -1,7 +1,7 @@
 """transformers' "sdpa" attention that also reads a forest (`models/trees.py`), part by part.
 
 A forest travels as a keyword argument of the trunk, which hands those on to its attention, with a mask of one element
-that keeps transformers from making one. `sharing_obstacle` knows the trunks that do not.
+that keeps transformers from making one. `models/sharing.py` knows the trunks that do not.
 """
 
 from typing import Any
@@ -16,7 +16,6 @@ from transformers.masking_utils import sdpa_mask
 from openrlhf_gpm.models.trees import Forest
 
 FOREST_ATTENTION = "sdpa_forest"
-PROBE_ATTENTION = "forest_probe"
 
 
 def sdpa_forest(
@@ -30,13 +29,29 @@ def sdpa_forest(
 ) -> tuple[Tensor, None]:
     """query (1, heads, N, d), key and value (1, shared heads, N, d) -> (1, N, heads, d), and no weights.
 
-    Without a forest, transformers' own, of any shape. Raises RuntimeError where forest and mask did not both arrive.
+    Without a forest, the numbers of "sdpa" for any shape. Raises RuntimeError where forest and mask did not both
+    arrive, or where a sliding window would cut a sample.
     """
-    sent = attention_mask is not None and attention_mask.numel() == 1
-    if forest is None and not (sent and key.shape[-2] > 1):
-        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
-    if forest is None or not sent:
+    one_element = attention_mask is not None and attention_mask.numel() == 1
+    if forest is not None and one_element:
+        _check_window(module, forest, kwargs.get("sliding_window"))
+        return _read(module, query, key, value, forest, **kwargs)
+    if forest is not None or (one_element and key.shape[-2] > 1):  # a sample of one token has such a mask too
         raise RuntimeError(f"{type(module).__name__} does not get the forest as it was sent; see `sharing_obstacle`")
+    return _attend(module, query, key, value, attention_mask, **kwargs), None
+
+
+def _check_window(module: torch.nn.Module, forest: Forest, window: int | None) -> None:
+    if window is not None and forest.longest > window:
+        name = type(module).__name__
+        raise RuntimeError(
+            f"{name} has a sliding window of {window} tokens, a sample {forest.longest}: encode in full"
+        )
+
+
+def _read(
+    module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, forest: Forest, **kwargs: Any
+) -> tuple[Tensor, None]:
     parts = forest.parts
     queries = _take(query, forest.queries, [(part.rows, part.width) for part in parts])
     keys, values = (_take(x, forest.keys, [(part.rows, part.seen) for part in parts]) for x in (key, value))
@@ -57,44 +72,15 @@ def _attend(
     module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs: Any
 ) -> Tensor:
     """(R, heads, W, d) and twice (R, shared heads, S + W, d) -> (R, W, heads, d)."""
-    if mask is not None and query.device.type == "cpu" and getattr(module, "num_key_value_groups", 1) > 1:
+    heads_are_shared = getattr(module, "num_key_value_groups", 1) > 1
+    if mask is not None and heads_are_shared and query.device.type == "cpu" and kwargs.get("position_bias") is None:
         # With a mask, transformers copies keys and values for each query head, because the kernels of a GPU would
         # otherwise be slow. The kernel of a CPU reads shared heads where they are.
         dropout, scale = kwargs.get("dropout", 0.0), kwargs.get("scaling")
         out = F.scaled_dot_product_attention(query, key, value, mask, dropout, scale=scale, enable_gqa=True)
-        return out.transpose(1, 2)
+        return out.transpose(1, 2).contiguous()
     return sdpa_attention_forward(module, query, key, value, mask, **kwargs)[0]
-
-
-class _Asked(Exception):
-    """Raised by a trunk's first call of attention, when all that is asked is what it is given."""
-
-
-def _answer(
-    module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
-) -> tuple[Tensor, None]:
-    raise _Asked("forest" in kwargs and attention_mask is not None and attention_mask.numel() == 1)
 
 
 AttentionInterface.register(FOREST_ATTENTION, sdpa_forest)
 AttentionMaskInterface.register(FOREST_ATTENTION, sdpa_mask)
-AttentionInterface.register(PROBE_ATTENTION, _answer)
-AttentionMaskInterface.register(PROBE_ATTENTION, sdpa_mask)
-
-
-def read_forests(trunk: Any) -> None:
-    """Let a trunk that uses "sdpa" read forests too, where its code goes through transformers' AttentionInterface."""
-    if trunk.config._attn_implementation == "sdpa" and trunk._can_set_attn_implementation():
-        trunk.set_attn_implementation(FOREST_ATTENTION)
-
-
-def hands_on_forests(trunk: Any) -> bool:
-    """Whether a trunk on the meta device, which is of no use afterwards, tells its attention about a forest."""
-    trunk.set_attn_implementation(PROBE_ATTENTION)
-    ids = torch.zeros(1, 2, dtype=torch.long, device="meta")
-    mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device="meta")
-    try:
-        trunk(ids, position_ids=ids, attention_mask=mask, use_cache=False, forest="here")
-    except _Asked as asked:
-        return asked.args == (True,)
-    return False

@@ -102,10 +102,11 @@ class TorchBackend:
         v = torch.empty(sum(map(len, groups)), self.config.dim)
         gate = torch.ones(len(groups), self.config.k)
         rows = group_rows(groups)
+        readers = [fullest_prompt(group) if group else None for group in groups]
         for samples, (v_pass, gate_pass) in self._passes(groups):
             v[[rows[g][i] for g, i in samples]] = v_pass
             for row, (g, i) in enumerate(samples):
-                if i == fullest_prompt(groups[g]):
+                if i == readers[g]:
                     gate[g] = gate_pass[row]
         return v, gate
 
@@ -113,9 +114,9 @@ class TorchBackend:
         """Samples, and their embeddings and gates, until all groups are through."""
         shared = [g for g, group in enumerate(groups) if self.shares(group)]
         for trees in tree_batches([groups[g] for g in shared], self.batch_tokens):
-            branches = [(shared[n], which) for n, which in trees]
-            encoded = [[groups[g][i] for i in which] for g, which in branches]
-            yield [(g, i) for g, which in branches for i in which], embed_trees(self.model, encoded, self.device)
+            members = [[(shared[n], i) for i in which] for n, which in trees]
+            encoded = [[groups[g][i] for g, i in tree] for tree in members]
+            yield [sample for tree in members for sample in tree], embed_trees(self.model, encoded, self.device)
 
         whole = [(g, i) for g in sorted(set(range(len(groups))) - set(shared)) for i in range(len(groups[g]))]
         for batch in length_batches([len(groups[g][i].input_ids) for g, i in whole], self.batch_tokens):
@@ -129,7 +130,7 @@ class TorchBackend:
             return False
         if self.longest_shared is not None and max(len(e.input_ids) for e in group) > self.longest_shared:
             return False
-        return tree_pays([group])
+        return tree_pays([group], sum(len(e.input_ids) for e in group))
 
 
 def pick_device(device: torch.device | str | None) -> torch.device:

@@ -25,6 +25,10 @@ class Encoded:
     input_ids: list[int]
     prompt_len: int
 
+    def __post_init__(self) -> None:
+        if not 1 <= self.prompt_len <= len(self.input_ids):
+            raise ValueError(f"prompt_len {self.prompt_len} is outside 1..{len(self.input_ids)}, the sample")
+
 
 class Formatter:
     """Renders and tokenises a prompt with one of its responses.
@@ -184,3 +188,8 @@ def collate(encoded: list[Encoded], pad_token_id: int, side: str = "left") -> di
         "attention_mask": pad([torch.ones_like(row) for row in rows], 0),
         "prompt_lens": torch.tensor([e.prompt_len for e in encoded], dtype=torch.long),
     }
+
+
+def padded_tokens(encoded: list[Encoded]) -> int:
+    """Tokens of the batch that `collate` makes, padding included."""
+    return len(encoded) * max(len(e.input_ids) for e in encoded)

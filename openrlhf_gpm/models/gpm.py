@@ -15,10 +15,9 @@ from transformers import PretrainedConfig
 from transformers import initialization as init
 
 from openrlhf_gpm.core import embed_rewards
-from openrlhf_gpm.models.attention import FOREST_ATTENTION, read_forests
 from openrlhf_gpm.models.config import GATES, GPMConfig
 from openrlhf_gpm.models.layout import forest_layout, packed_layout, padded_layout
-from openrlhf_gpm.models.sharing import trunk_class
+from openrlhf_gpm.models.sharing import trunk_class, use_forest_attention
 from openrlhf_gpm.models.trees import Forest
 
 # What causal-LM checkpoints call the output layer: a GPM has none, so these tensors are no surprise.
@@ -150,15 +149,14 @@ class _GPMMixin:
             samples, group after group, and lambda (G, k), one a group.
 
         Raises:
-            ValueError: prompt_lens missing or out of range, an empty sample, context parallelism, or a forest for
-                another attention than sdpa.
+            ValueError: prompt_lens missing or out of range, an empty sample, context parallelism, or a forest for a
+                trunk that reads none (`sharing_obstacle`).
         """
         if ring_attn_group is not None:
             raise ValueError("a GPM does not support context parallelism: set --ds.ring_attn_size 1")
         trunk = getattr(self, self.base_model_prefix)
         if forest is not None:
-            if trunk.config._attn_implementation != FOREST_ATTENTION:
-                raise ValueError(f"attention {trunk.config._attn_implementation!r} reads no forest: use 'sdpa'")
+            use_forest_attention(trunk)
             layout = forest_layout(input_ids, forest)
         else:
             mask = (torch.ones_like(input_ids) if attention_mask is None else attention_mask).long()
@@ -167,11 +165,11 @@ class _GPMMixin:
 
         outputs = trunk(**layout.inputs, use_cache=False)
         hidden = outputs.last_hidden_state.flatten(0, 1)  # (N, H); the head sees only the positions that it needs
-        v = self.embed_hidden(hidden[layout.last])
+        v = finish_embedding(self.score(hidden[layout.last_at]), self.gpm_config)
         if self.gpm_config.gated:
-            gate = self.gate_hidden(hidden[layout.gate])
+            gate = scale_gate(self.gate(hidden[layout.gate_at]), self.gpm_config.gate, self.hidden_size)
         else:
-            gate = v.new_ones(len(layout.gate), self.gpm_config.k)
+            gate = v.new_ones(len(layout.gate_at), self.gpm_config.k)
         if self.gpm_config.learn_tau:
             outputs.tau = self.temperature()
         if lm_from is not None and lm_to is not None:
@@ -179,14 +177,6 @@ class _GPMMixin:
             logits = F.linear(hidden[at], trunk.get_input_embeddings().weight)  # tied: see --gpm.lm_coef
             outputs.lm_loss = F.cross_entropy(logits.float(), lm_to)
         return (v, gate, outputs) if return_output else (v, gate)
-
-    def embed_hidden(self, hidden: Tensor) -> Tensor:
-        """Trunk's states of last tokens (B, H) -> embeddings (B, 2k) fp32."""
-        return finish_embedding(self.score(hidden), self.gpm_config)
-
-    def gate_hidden(self, hidden: Tensor) -> Tensor:
-        """Trunk's states of last prompt tokens (B, H) -> gates (B, k) fp32; only for a gated model."""
-        return scale_gate(self.gate(hidden), self.gpm_config.gate, self.hidden_size)
 
     def _check_lengths(self, lengths: Tensor, prompt_lens: Tensor | None) -> Tensor:
         """(B,) tokens of the samples and of their prompts -> the latter, on the device; any without a gate."""
@@ -226,7 +216,6 @@ def make_gpm_class(pretrained_class: type, trunk_class: Any, packing_samples: bo
         self._build(trunk_class, config, packing_samples)
         # transformers 5 registers tied weights and parallel plans here, and from_pretrained needs them.
         self.post_init()
-        read_forests(getattr(self, self.base_model_prefix))
 
     name = trunk_class.__name__.removesuffix("Model") + "ForSequenceClassification"
     return type(

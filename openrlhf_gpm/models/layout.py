@@ -20,10 +20,10 @@ class Layout:
     inputs: dict[str, Any]
     """Keyword arguments of the trunk."""
 
-    last: Tensor
+    last_at: Tensor
     """(B,) index of each sample's last token."""
 
-    gate: Tensor
+    gate_at: Tensor
     """(B,) index of each prompt's last token, which the gate reads; (G,) of each group's in a forest."""
 
     index: Tensor | None = None
@@ -40,8 +40,8 @@ def padded_layout(input_ids: Tensor, attention_mask: Tensor, prompt_lens: Tensor
             "attention_mask": attention_mask,
             "position_ids": (attention_mask.cumsum(-1) - 1).clamp_min(0),
         },
-        last=row + columns - 1 - attention_mask.flip(1).argmax(1),
-        gate=row + attention_mask.argmax(1) + prompt_lens - 1,
+        last_at=row + columns - 1 - attention_mask.flip(1).argmax(1),
+        gate_at=row + attention_mask.argmax(1) + prompt_lens - 1,
     )
 
 
@@ -55,8 +55,8 @@ def packed_layout(input_ids: Tensor, attention_mask: Tensor, prompt_lens: Tensor
     return Layout(
         # No mask: attention kernels find the sample borders where position_ids restart, and only without a cache.
         {"input_ids": ids[None], "attention_mask": None, "position_ids": position_ids[None]},
-        last=ends - 1,
-        gate=starts + prompt_lens - 1,
+        last_at=ends - 1,
+        gate_at=starts + prompt_lens - 1,
         index=attention_mask.flatten().cumsum(0) - 1,
     )
 
@@ -67,6 +67,6 @@ def forest_layout(input_ids: Tensor, forest: Forest) -> Layout:
     mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=input_ids.device)
     return Layout(
         {"input_ids": input_ids, "attention_mask": mask, "position_ids": forest.position_ids, "forest": forest},
-        last=forest.last,
-        gate=forest.gate,
+        last_at=forest.last_at,
+        gate_at=forest.gate_at,
     )

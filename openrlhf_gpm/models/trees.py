@@ -8,10 +8,12 @@ Notation: G groups, B samples; S tokens of a prefix, W of a branch; N tokens in 
 indices into the row.
 """
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from itertools import accumulate
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,18 +22,18 @@ from openrlhf_gpm.models.batching import fullest_prompt, shared_length
 from openrlhf_gpm.models.formatting import Encoded
 
 MAX_SHARE = 0.9
-"""Groups are read as trees where these have at most this share of the tokens of the padded samples."""
+"""Groups are read as trees where these have at most this share of the tokens that they have otherwise."""
 
 KEY_COST = 1 / 8
 """Memory of a key in attention over that of a token in the linear layers, roughly."""
 
-MIN_WIDTH = 16
-"""Rows up to this long share a call of attention, however short others are."""
+MIN_WIDTH = 31
+"""Up to so many tokens, lengths make no difference to which rows share a call of attention."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Part:
-    """Prefixes, or branches of like length: what one call of attention reads."""
+    """Prefixes, or branches of like length behind prefixes of like length: what one call of attention reads."""
 
     rows: int
     """R"""
@@ -40,26 +42,42 @@ class Part:
     """W, the longest row's own tokens."""
 
     seen: int
-    """S + W, the longest prefix before the rows and the rows themselves: keys."""
+    """S + W, with the longest prefix before these rows: keys."""
 
-    mask: Tensor | None
-    """(R, 1, W, S + W) bool, True where a query sees a key; None where nothing is before a row: causal."""
+    prefix_lens: Tensor | None
+    """(R,) tokens before each row; None where nothing is before any."""
+
+    @cached_property
+    def mask(self) -> Tensor | None:
+        """(R, 1, W, S + W) bool, True where a query sees a key; None where nothing is before a row: causal.
+
+        Made where the part is when attention first asks: on its way there it would be the heaviest thing in a batch.
+        """
+        if self.prefix_lens is None:
+            return None
+        R, W, S, device = self.rows, self.width, self.seen - self.width, self.prefix_lens.device
+        before = torch.arange(S, device=device) < self.prefix_lens[:, None]
+        own = torch.ones(W, W, dtype=torch.bool, device=device).tril()
+        return torch.cat([before[:, None].expand(R, W, S), own.expand(R, W, W)], -1)[:, None]
 
     def to(self, device: torch.device | str) -> "Part":
-        return self if self.mask is None else replace(self, mask=self.mask.to(device))
+        return self if self.prefix_lens is None else replace(self, prefix_lens=self.prefix_lens.to(device))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Forest:
     """How the tokens of a row hang together, and where to look in what the trunk returns for it."""
+
+    parts: tuple[Part, ...]
+
+    longest: int
+    """Tokens of the longest sample."""
 
     position_ids: Tensor
     """(1, N) of each token in its sample, from 0."""
 
-    parts: tuple[Part, ...]
-
     queries: Tensor
-    """(sum of R W,) places of the rows' tokens, part after part; each row padded right with place 0."""
+    """(sum of R W,) places of the rows' own tokens, part after part; each row padded right with place 0."""
 
     keys: Tensor
     """(sum of R (S + W),) places of the tokens before a row and of its own, each padded right with place 0."""
@@ -67,45 +85,52 @@ class Forest:
     back: Tensor
     """(N,) where each token is among the queries."""
 
-    last: Tensor
+    last_at: Tensor
     """(B,) places of the samples' last tokens."""
 
-    gate: Tensor
+    gate_at: Tensor
     """(G,) places of the prompts' last tokens, each in the group's `fullest_prompt`."""
 
     def to(self, device: torch.device | str) -> "Forest":
         """As a tensor's: the same on another device."""
-        tensors = {f.name: getattr(self, f.name).to(device) for f in fields(self) if f.name != "parts"}
-        return replace(self, parts=tuple(part.to(device) for part in self.parts), **tensors)
+        parts = tuple(part.to(device) for part in self.parts)
+        tensors = {f.name: x.to(device) for f in fields(self) if isinstance(x := getattr(self, f.name), Tensor)}
+        return Forest(parts=parts, longest=self.longest, **tensors)
 
 
 def collate_trees(groups: Sequence[Sequence[Encoded]]) -> dict[str, Any]:
-    """What a GPM's forward takes: `input_ids` (1, N), all prefixes end to end, then all branches, and the `forest`."""
+    """What a GPM's forward takes: `input_ids` (1, N), all prefixes end to end, then all branches, and the `forest`.
+
+    Two samples "a b c d" and "a b e" of one group become the row "a b c d e", of which attention reads two parts:
+    the prefix "a b", and the branches "c d" and "e", each of which also sees "a b".
+    """
     encoded = [e for group in groups for e in group]
-    start = list(accumulate(map(len, groups), initial=0))[:-1]  # a group's first sample
-    branches = sample_places(groups)
-    samples = [torch.cat(branch) for branch in branches]
+    first = list(accumulate(map(len, groups), initial=0))[:-1]  # a group's first sample
+    places = sample_places(groups)
+    samples = [torch.cat(pair) for pair in places]
 
-    places = torch.cat(samples)
-    input_ids, position_ids = torch.empty(2, int(places.max()) + 1, dtype=torch.long)
-    input_ids[places] = torch.tensor([token for e in encoded for token in e.input_ids])
-    position_ids[places] = torch.cat([torch.arange(len(sample)) for sample in samples])
+    where = torch.cat(samples)
+    input_ids, position_ids = torch.empty(2, int(where.max()) + 1, dtype=torch.long)
+    input_ids[where] = torch.tensor([token for e in encoded for token in e.input_ids])
+    position_ids[where] = torch.cat([torch.arange(len(sample)) for sample in samples])
 
-    prefixes = [(torch.empty(0, dtype=torch.long), branches[i][0]) for i in start if len(branches[i][0])]
-    pieces = [*_parts(prefixes), *_parts(branches)]
-    queries, is_query, keys = (torch.cat(x) for x in zip(*(of_part for _, of_part in pieces), strict=True))
+    nothing = torch.empty(0, dtype=torch.long)
+    prefixes = [(nothing, places[i][0]) for i in first if len(places[i][0])]
+    cuts = [*_cut(prefixes), *_cut(places)]
+    queries, is_query = (torch.cat([x.flatten() for x in of]) for of in zip(*(cut.own for cut in cuts), strict=True))
     back = torch.empty_like(position_ids)
     back[queries[is_query]] = is_query.nonzero().squeeze(-1)
 
-    fullest = [i + fullest_prompt(group) for i, group in zip(start, groups, strict=True)]
+    fullest = [i + fullest_prompt(group) for i, group in zip(first, groups, strict=True)]
     forest = Forest(
-        position_ids[None],
-        tuple(part for part, _ in pieces),
-        queries,
-        keys,
-        back,
-        last=torch.stack([sample[-1] for sample in samples]),
-        gate=torch.stack([samples[i][encoded[i].prompt_len - 1] for i in fullest]),
+        parts=tuple(cut.part for cut in cuts),
+        longest=max(map(len, samples)),
+        position_ids=position_ids[None],
+        queries=queries,
+        keys=torch.cat([cut.keys.flatten() for cut in cuts]),
+        back=back,
+        last_at=torch.stack([sample[-1] for sample in samples]),
+        gate_at=torch.stack([samples[i][encoded[i].prompt_len - 1] for i in fullest]),
     )
     return {"input_ids": input_ids[None], "forest": forest}
 
@@ -119,11 +144,11 @@ def sample_places(groups: Sequence[Sequence[Encoded]]) -> list[tuple[Tensor, Ten
     return list(zip(prefixes, places[len(groups) :], strict=True))
 
 
-def tree_pays(groups: Sequence[Sequence[Encoded]]) -> bool:
-    """Whether a batch of these groups has enough fewer tokens as trees than in full, padding included."""
-    lengths = [len(e.input_ids) for group in groups for e in group]
-    tokens = sum(lengths) - sum((len(group) - 1) * shared_length(group) for group in groups)
-    return tokens <= MAX_SHARE * len(lengths) * max(lengths)
+def tree_pays(groups: Sequence[Sequence[Encoded]], full: int) -> bool:
+    """Whether groups have enough fewer tokens as trees than the `full` tokens that they have otherwise."""
+    tokens = sum(len(e.input_ids) for group in groups for e in group)
+    tokens -= sum((len(group) - 1) * shared_length(group) for group in groups)
+    return tokens <= MAX_SHARE * full
 
 
 def tree_batches(groups: Sequence[Sequence[Encoded]], batch_tokens: int) -> Iterator[list[tuple[int, range]]]:
@@ -151,33 +176,33 @@ def tree_batches(groups: Sequence[Sequence[Encoded]], batch_tokens: int) -> Iter
         yield batch
 
 
-def _parts(rows: list[tuple[Tensor, Tensor]]) -> Iterator[tuple[Part, tuple[Tensor, Tensor, Tensor]]]:
-    """Parts of rows, given as places before them and places of their own.
+class _Cut(NamedTuple):
+    """A part, and where its tokens are."""
 
-    With each part: places of its queries, (R W,), True where these are not padding, and places of its keys.
+    part: Part
+    own: tuple[Tensor, Tensor]  # (R, W) places, and True where they are no padding
+    keys: Tensor  # (R, S + W)
+
+
+def _cut(rows: Sequence[tuple[Tensor, Tensor]]) -> Iterator[_Cut]:
+    """Parts of rows, which are given as places of the tokens before them and of their own.
+
+    Lengths within a part differ by less than a factor of two, or are below `MIN_WIDTH`, so padding at most doubles
+    what attention reads.
     """
-    for bucket in _like_lengths([len(own) for _, own in rows]):
-        before, sees_before = _pad([rows[i][0] for i in bucket])  # (R, S)
-        own, is_own = _pad([rows[i][1] for i in bucket])  # (R, W)
-        R, W = own.shape
-        mask = None
-        if before.shape[1]:
-            causal = torch.ones(W, W, dtype=torch.bool).tril()
-            mask = torch.cat([sees_before[:, None].expand(R, W, -1), causal.expand(R, W, W)], -1)[:, None]
-        keys = torch.cat([before, own], 1).flatten()
-        yield Part(R, W, before.shape[1] + W, mask), (own.flatten(), is_own.flatten(), keys)
+    alike: dict[tuple[int, int], list[int]] = defaultdict(list)
+    for i, (before, own) in enumerate(rows):
+        alike[_magnitude(len(own)), _magnitude(len(before))].append(i)
+    for _, members in sorted(alike.items(), reverse=True):
+        before, is_before = _pad([rows[i][0] for i in members])  # (R, S)
+        own, is_own = _pad([rows[i][1] for i in members])  # (R, W)
+        keys = torch.cat([before, own], 1)
+        prefix_lens = is_before.sum(1) if before.shape[1] else None
+        yield _Cut(Part(len(own), own.shape[1], keys.shape[1], prefix_lens), (own, is_own), keys)
 
 
-def _like_lengths(lengths: list[int]) -> Iterator[list[int]]:
-    """Buckets of rows, longest first, so that padding stays below a row's own length, or below `MIN_WIDTH` tokens."""
-    bucket: list[int] = []
-    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        if bucket and 2 * max(lengths[i], MIN_WIDTH) <= lengths[bucket[0]]:
-            yield bucket
-            bucket = []
-        bucket.append(i)
-    if bucket:
-        yield bucket
+def _magnitude(length: int) -> int:
+    return max(length, MIN_WIDTH).bit_length()
 
 
 def _pad(rows: list[Tensor]) -> tuple[Tensor, Tensor]:

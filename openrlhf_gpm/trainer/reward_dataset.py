@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from openrlhf_gpm.data import BadRows, Comparison, PairKeys, merge_prompts, normalise_preference, split_by_prompt
 from openrlhf_gpm.models.batching import fullest_prompt
-from openrlhf_gpm.models.formatting import Encoded, Formatter, collate, pair_text
+from openrlhf_gpm.models.formatting import Encoded, Formatter, collate, padded_tokens, pair_text
 from openrlhf_gpm.models.trees import collate_trees, sample_places, tree_pays
 from openrlhf_gpm.trainer.arguments import model_config, why_not_share_prompts
 
@@ -88,7 +88,7 @@ class GPMRewardDataset(Dataset):
         comparisons = [comparison for row in rows for comparison in row.comparisons]
         shift = starts.repeat_interleave(counts)
 
-        if self.share_prompt and tree_pays(groups):
+        if self.share_prompt and tree_pays(groups, padded_tokens(samples)):
             inputs = collate_trees(groups)
             gate = torch.arange(len(rows))
         else:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import LlamaModel
 
 from openrlhf_gpm.models.backend import TorchBackend, embed_encoded
 from openrlhf_gpm.models.config import GPMConfig
@@ -79,6 +80,11 @@ def test_the_prompt_is_computed_once_a_group(gpm):
     assert tokens_computed(gpm, TorchBackend(gpm, pad_token_id=2, share_prompt="off"), many) == 2 * 8 * 42
 
 
+def test_a_batch_takes_padding_of_unlike_responses_for_no_gain(gpm):
+    """In full, samples of like length share a batch, so a long and a short one are not padded."""
+    assert not TorchBackend(gpm).shares(group([7], [8] * 100, [9] * 5))
+
+
 def test_a_group_that_saves_little_is_encoded_in_full(gpm):
     backend = TorchBackend(gpm, pad_token_id=2)
     assert not backend.shares(group([7, 8, 9], list(range(60, 90)), list(range(90, 120))))  # 3 of 66
@@ -102,20 +108,23 @@ PER_LAYER_TYPE = {"full_attention": DYNAMIC, "sliding_attention": {"rope_type": 
         ("llama4_text", {"attention_chunk_size": 8, "head_dim": 8}, "(chunked_attention)"),
         ("mamba", {}, "(linear_attention)"),
         ("falcon_h1", {}, "(hybrid)"),
-        ("rwkv", {"attention_hidden_size": 32}, "recurrent"),
-        ("bloom", {"n_head": 4}, "takes no position_ids"),
+        ("recurrent_gemma", {"lru_width": 32}, "recurrent"),
+        ("bloom", {"n_head": 4}, "(eager) is not the sdpa"),
+        ("falcon", {}, "(sdpa) is not the sdpa of transformers' AttentionInterface"),
+        ("jetmoe", {"num_local_experts": 2, "kv_channels": 8}, "cannot be asked without weights (NotImplementedError"),
         ("falcon", {"alibi": True}, "ALiBi"),
-        ("gptj", {"rotary_dim": 4}, "(eager) is not transformers' sdpa"),
-        ("gpt_neo", {"num_layers": 2, "attention_types": [[["global"], 2]]}, "is not transformers' sdpa"),
+        ("gptj", {"rotary_dim": 4}, "(eager) is not the sdpa"),
+        ("gpt_neo", {"num_layers": 2, "attention_types": [[["global"], 2]]}, "is not the sdpa"),
         ("stablelm", {}, "not told which tokens belong together"),  # takes keyword arguments and drops them
         ("doge", {}, "not told which tokens belong together"),  # makes a mask of its own
-        ("llama", {"attn_implementation": "eager"}, "(eager) is not transformers' sdpa"),
+        ("llama", {"attn_implementation": "eager"}, "(eager) is not the sdpa"),
         ("llama", {}, None),
         ("gpt2", {}, None),
         ("gemma2", {}, None),
         ("gemma3_text", {}, None),
         ("mistral", {}, None),
         ("mixtral", {}, None),
+        ("gemma3", {}, None),  # its tower for images looks ahead, the trunk does not
     ],
 )
 def test_what_keeps_a_trunk_from_sharing_is_known(new_config, trunk, changes, reason):
@@ -127,6 +136,14 @@ def test_what_keeps_a_trunk_from_sharing_is_known(new_config, trunk, changes, re
     else:
         assert reason in str(obstacle)
     assert config.to_dict() == before
+
+
+def test_a_trunk_that_takes_no_positions_does_not_share(new_config, monkeypatch):
+    def forward(self, input_ids, attention_mask=None, **kwargs):
+        raise AssertionError("not called")
+
+    monkeypatch.setattr(LlamaModel, "forward", forward)
+    assert sharing_obstacle(new_config()) == "its forward takes no position_ids"
 
 
 def test_such_a_trunk_is_encoded_in_full_and_that_is_said_once(new_config, caplog):

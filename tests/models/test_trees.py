@@ -14,7 +14,7 @@ from openrlhf_gpm.models.trees import KEY_COST, collate_trees, sample_places, tr
 
 def group(prompt, *responses, prompt_lens=None):
     """A group of token lists; each sample's prompt has all the prompt's tokens unless told otherwise."""
-    lens = prompt_lens or [len(prompt)] * len(responses)
+    lens = prompt_lens or [max(1, len(prompt))] * len(responses)
     return [Encoded([*prompt, *own], n) for own, n in zip(responses, lens, strict=True)]
 
 
@@ -25,13 +25,13 @@ def test_the_padded_and_the_packed_layout_by_hand():
     batch = torch.tensor([[0, 0, 7], [5, 6, 0]]), torch.tensor([[0, 0, 1], [1, 1, 0]]), torch.tensor([1, 2])
     layout = padded_layout(*batch)
     assert layout.inputs["position_ids"].tolist() == [[0, 0, 0], [0, 1, 1]]
-    assert layout.last.tolist() == [2, 4]
-    assert layout.gate.tolist() == [2, 4]
+    assert layout.last_at.tolist() == [2, 4]
+    assert layout.gate_at.tolist() == [2, 4]
     layout = packed_layout(*batch)
     assert layout.inputs["input_ids"].tolist() == [[7, 5, 6]]
     assert layout.inputs["position_ids"].tolist() == [[0, 0, 1]]
-    assert layout.last.tolist() == [0, 2]
-    assert layout.gate.tolist() == [0, 2]
+    assert layout.last_at.tolist() == [0, 2]
+    assert layout.gate_at.tolist() == [0, 2]
     assert layout.index[[2, 3, 4]].tolist() == [0, 1, 2]
 
 
@@ -63,36 +63,60 @@ def test_two_trees_in_a_row_by_hand():
     assert places == [([0, 1], [3, 4]), ([0, 1], [5, 6, 7]), ([2], [8])]
     forest = batch["forest"]
     assert forest.position_ids.tolist() == [[0, 1, 0, 2, 3, 2, 3, 4, 1]]
-    assert forest.last.tolist() == [4, 7, 8]
-    assert forest.gate.tolist() == [1, 2]
+    assert forest.last_at.tolist() == [4, 7, 8]
+    assert forest.gate_at.tolist() == [1, 2]
     prefixes, branches = forest.parts
     assert (prefixes.rows, prefixes.width, prefixes.seen, prefixes.mask) == (2, 2, 2, None)
     assert (branches.rows, branches.width, branches.seen) == (3, 3, 5)
     assert forest.queries[:4].tolist() == forest.keys[:4].tolist() == [0, 1, 2, 0]
-    assert forest.queries[4:].view(3, 3).tolist() == [[5, 6, 7], [3, 4, 0], [8, 0, 0]]  # longest first
-    assert forest.keys[4:].view(3, 5).tolist() == [[0, 1, 5, 6, 7], [0, 1, 3, 4, 0], [2, 0, 8, 0, 0]]
-    assert branches.mask[0, 0].int().tolist() == [[1, 1, 1, 0, 0], [1, 1, 1, 1, 0], [1, 1, 1, 1, 1]]
+    assert forest.queries[4:].view(3, 3).tolist() == [[3, 4, 0], [5, 6, 7], [8, 0, 0]]
+    assert forest.keys[4:].view(3, 5).tolist() == [[0, 1, 3, 4, 0], [0, 1, 5, 6, 7], [2, 0, 8, 0, 0]]
+    assert branches.mask[1, 0].int().tolist() == [[1, 1, 1, 0, 0], [1, 1, 1, 1, 0], [1, 1, 1, 1, 1]]
     assert branches.mask[2, 0, 0].int().tolist() == [1, 0, 1, 0, 0]  # the shorter prefix ends earlier
-    assert forest.back.tolist() == [0, 1, 2, 7, 8, 4, 5, 6, 10]
+    assert forest.back.tolist() == [0, 1, 2, 4, 5, 7, 8, 9, 10]
+    assert forest.longest == 5
 
 
 def test_the_gate_is_read_where_the_prompt_ends_even_inside_a_branch():
     """The second sample keeps the prompt's last token, which merged into the first one's response."""
     batch = collate_trees([[Encoded([1, 2, 8, 9], 2), Encoded([1, 2, 3, 5, 9], 3)]])
-    assert batch["input_ids"][0, batch["forest"].gate].tolist() == [3]
+    assert batch["input_ids"][0, batch["forest"].gate_at].tolist() == [3]
 
 
 def test_branches_of_unlike_length_are_parts_of_their_own():
-    lengths = [100, 51, 50, 49, 3, 1]  # 50 and less would be padded to twice their length
+    lengths = [100, 64, 63, 32, 31, 1]
     parts = collate_trees([group(range(5), *([n] * n for n in lengths))])["forest"].parts
-    assert [(part.rows, part.width) for part in parts] == [(1, 5), (2, 100), (2, 50), (2, 3)]
+    assert [(part.rows, part.width) for part in parts] == [(1, 5), (2, 100), (2, 63), (2, 31)]
+
+
+def test_a_long_prefix_does_not_lengthen_the_keys_of_others():
+    long, short = group([5] * 2000, [6], [7]), group([8], *([i] * 9 for i in range(10, 60)))
+    forest = collate_trees([long, short])["forest"]
+    assert len(forest.keys) == (2000 + 1) + 2 * (2000 + 1) + 50 * (1 + 9)  # prefixes in two parts, then branches
+
+
+@given(st.lists(st.tuples(st.integers(0, 200), st.lists(st.integers(1, 200), min_size=1, max_size=4)), max_size=5))
+def test_padding_at_most_doubles_what_attention_reads(shapes):
+    groups = [group([5] * S, *([i] * n for i, n in enumerate(own, start=10))) for S, own in shapes]
+    for forest in [collate_trees(groups)["forest"]] if groups else []:
+        places = sample_places(groups)
+        prefixes = {id(shared): len(shared) for shared, _ in places}
+        real = sum(prefixes.values()) + sum(len(shared) + len(own) for shared, own in places)
+        rows = sum(part.rows for part in forest.parts)
+        assert len(forest.keys) <= 2 * real + 2 * 31 * rows
 
 
 def test_a_tree_pays_where_it_has_a_tenth_fewer_tokens():
-    assert not tree_pays([group([7], [1, 2, 3, 4, 5], [2, 3, 4, 5, 6])])  # 11 of 12
-    assert tree_pays([group([7, 8], [1, 2, 3, 4], [2, 3, 4, 5])])  # 10 of 12
-    assert not tree_pays([group(range(50), [1])])
-    assert tree_pays([group([7], [1]), group([7], [1] * 9)])  # nothing is shared, but no padding either: 12 of 20
+    assert not tree_pays([group([7], [1, 2, 3, 4, 5], [2, 3, 4, 5, 6])], 12)  # 11
+    assert tree_pays([group([7, 8], [1, 2, 3, 4], [2, 3, 4, 5])], 12)  # 10
+    assert not tree_pays([group(range(50), [1])], 51)
+    assert tree_pays([group([7], [1]), group([7], [1] * 9)], 20)  # nothing is shared, but no padding either: 12
+
+
+def test_a_prompt_outside_its_sample_is_refused():
+    for ids, prompt_len in (([1, 2], 0), ([1, 2], 3), ([], 0)):
+        with pytest.raises(ValueError, match=rf"prompt_len {prompt_len} is outside 1..{len(ids)}, the sample"):
+            Encoded(ids, prompt_len)
 
 
 # Batches
@@ -169,7 +193,9 @@ def assert_same(model, groups):
             torch.testing.assert_close(got, expected, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("trunk", ["llama", "gpt2", "gpt_neox", "qwen2", "qwen3", "gemma3_text", "mixtral", "opt"])
+@pytest.mark.parametrize(
+    "trunk", ["llama", "gpt2", "gpt_neox", "qwen2", "qwen3", "gemma3_text", "mixtral", "opt", "deepseek_v3"]
+)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_trees_give_what_full_encoding_gives(new_gpm, trunk, shape):
     assert_same(new_gpm(trunk), SHAPES[shape])
@@ -236,7 +262,7 @@ def test_a_bf16_trunk_has_an_fp32_head(new_gpm):
 
 def test_a_forest_moves_as_tensors_do():
     forest = collate_trees(SHAPES["one group"])["forest"].to("meta")
-    tensors = [forest.position_ids, forest.queries, forest.keys, forest.back, forest.last, forest.gate]
+    tensors = [forest.position_ids, forest.queries, forest.keys, forest.back, forest.last_at, forest.gate_at]
     tensors += [part.mask for part in forest.parts if part.mask is not None]
     assert len(tensors) == 6 + 2
     assert {x.device.type for x in tensors} == {"meta"}
