@@ -172,7 +172,8 @@ def _add_reward_model_arguments(parser: ArgumentParser) -> None:
         "--gpm.share_prompt",
         choices=["auto", "off"],
         default="auto",
-        help="encode a prompt once for all its responses, exactly (needs --ds.attn_implementation sdpa)",
+        help="encode a prompt once for all its responses, exactly (needs --ds.attn_implementation sdpa; on a GPU no "
+        "packing)",
     )
     group.add_argument(
         "--gpm.merge_prompts",

@@ -44,9 +44,8 @@ def sdpa_forest(
 def _check_window(module: torch.nn.Module, forest: Forest, window: int | None) -> None:
     if window is not None and forest.longest > window:
         name = type(module).__name__
-        raise RuntimeError(
-            f"{name} has a sliding window of {window} tokens, a sample {forest.longest}: encode in full"
-        )
+        text = f"{name} has a sliding window of {window} tokens, a sample {forest.longest}: encode it in full"
+        raise RuntimeError(text)
 
 
 def _read(

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from itertools import accumulate
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -116,18 +116,18 @@ def collate_trees(groups: Sequence[Sequence[Encoded]]) -> dict[str, Any]:
 
     nothing = torch.empty(0, dtype=torch.long)
     prefixes = [(nothing, places[i][0]) for i in first if len(places[i][0])]
-    cuts = [*_cut(prefixes), *_cut(places)]
-    queries, is_query = (torch.cat([x.flatten() for x in of]) for of in zip(*(cut.own for cut in cuts), strict=True))
+    parts, *of_parts = zip(*_cut(prefixes), *_cut(places), strict=True)
+    queries, is_query, keys = map(torch.cat, of_parts)
     back = torch.empty_like(position_ids)
     back[queries[is_query]] = is_query.nonzero().squeeze(-1)
 
     fullest = [i + fullest_prompt(group) for i, group in zip(first, groups, strict=True)]
     forest = Forest(
-        parts=tuple(cut.part for cut in cuts),
+        parts=parts,
         longest=max(map(len, samples)),
         position_ids=position_ids[None],
         queries=queries,
-        keys=torch.cat([cut.keys.flatten() for cut in cuts]),
+        keys=keys,
         back=back,
         last_at=torch.stack([sample[-1] for sample in samples]),
         gate_at=torch.stack([samples[i][encoded[i].prompt_len - 1] for i in fullest]),
@@ -176,19 +176,11 @@ def tree_batches(groups: Sequence[Sequence[Encoded]], batch_tokens: int) -> Iter
         yield batch
 
 
-class _Cut(NamedTuple):
-    """A part, and where its tokens are."""
-
-    part: Part
-    own: tuple[Tensor, Tensor]  # (R, W) places, and True where they are no padding
-    keys: Tensor  # (R, S + W)
-
-
-def _cut(rows: Sequence[tuple[Tensor, Tensor]]) -> Iterator[_Cut]:
+def _cut(rows: Sequence[tuple[Tensor, Tensor]]) -> Iterator[tuple[Part, Tensor, Tensor, Tensor]]:
     """Parts of rows, which are given as places of the tokens before them and of their own.
 
-    Lengths within a part differ by less than a factor of two, or are below `MIN_WIDTH`, so padding at most doubles
-    what attention reads.
+    With each part: places of its queries, (R W,), True where these are no padding, and places of its keys. Lengths
+    within a part differ by less than a factor of two, or are at most `MIN_WIDTH`: padding does not get out of hand.
     """
     alike: dict[tuple[int, int], list[int]] = defaultdict(list)
     for i, (before, own) in enumerate(rows):
@@ -197,8 +189,8 @@ def _cut(rows: Sequence[tuple[Tensor, Tensor]]) -> Iterator[_Cut]:
         before, is_before = _pad([rows[i][0] for i in members])  # (R, S)
         own, is_own = _pad([rows[i][1] for i in members])  # (R, W)
         keys = torch.cat([before, own], 1)
-        prefix_lens = is_before.sum(1) if before.shape[1] else None
-        yield _Cut(Part(len(own), own.shape[1], keys.shape[1], prefix_lens), (own, is_own), keys)
+        part = Part(len(own), own.shape[1], keys.shape[1], is_before.sum(1) if before.shape[1] else None)
+        yield part, own.flatten(), is_own.flatten(), keys.flatten()
 
 
 def _magnitude(length: int) -> int:
