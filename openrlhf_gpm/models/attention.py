@@ -13,9 +13,12 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from openrlhf_gpm.models.trees import Forest
+from openrlhf_gpm.models.trees import Forest, Part
 
 FOREST_ATTENTION = "sdpa_forest"
+
+SHORT = 192
+"""Queries from which on the kernel of a CPU takes larger blocks."""
 
 
 def sdpa_forest(
@@ -29,23 +32,31 @@ def sdpa_forest(
 ) -> tuple[Tensor, None]:
     """query (1, heads, N, d), key and value (1, shared heads, N, d) -> (1, N, heads, d), and no weights.
 
-    Without a forest, the numbers of "sdpa" for any shape. Raises RuntimeError where forest and mask did not both
-    arrive, or where a sliding window would cut a sample.
+    Without a forest, "sdpa". Raises RuntimeError where forest and mask did not both
+    arrive, or where a sliding window would cut a sample or a bias goes by places.
     """
     one_element = attention_mask is not None and attention_mask.numel() == 1
     if forest is not None and one_element:
-        _check_window(module, forest, kwargs.get("sliding_window"))
+        _check_exact(module, forest, **kwargs)
         return _read(module, query, key, value, forest, **kwargs)
     if forest is not None or (one_element and key.shape[-2] > 1):  # a sample of one token has such a mask too
         raise RuntimeError(f"{type(module).__name__} does not get the forest as it was sent; see `sharing_obstacle`")
-    return _attend(module, query, key, value, attention_mask, **kwargs), None
+    return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
 
 
-def _check_window(module: torch.nn.Module, forest: Forest, window: int | None) -> None:
-    if window is not None and forest.longest > window:
-        name = type(module).__name__
-        text = f"{name} has a sliding window of {window} tokens, a sample {forest.longest}: encode it in full"
+def _check_exact(
+    module: torch.nn.Module,
+    forest: Forest,
+    sliding_window: int | None = None,
+    position_bias: Tensor | None = None,
+    **_: Any,
+) -> None:
+    name = type(module).__name__
+    if sliding_window is not None and forest.longest > sliding_window:
+        text = f"{name} has a sliding window of {sliding_window} tokens, a sample {forest.longest}: encode it in full"
         raise RuntimeError(text)
+    if position_bias is not None:
+        raise RuntimeError(f"{name} adds a bias by places in the row, not by positions: encode in full")
 
 
 def _read(
@@ -55,7 +66,7 @@ def _read(
     queries = _take(query, forest.queries, [(part.rows, part.width) for part in parts])
     keys, values = (_take(x, forest.keys, [(part.rows, part.seen) for part in parts]) for x in (key, value))
     out = [
-        _attend(module, q, k, v, part.mask, **kwargs).flatten(0, 1)  # (R W, heads, d)
+        _attend(module, q, k, v, part, **kwargs).flatten(0, 1)  # (R W, heads, d)
         for part, q, k, v in zip(parts, queries, keys, values, strict=True)
     ]
     return torch.cat(out).index_select(0, forest.back)[None], None
@@ -67,18 +78,20 @@ def _take(x: Tensor, places: Tensor, shapes: list[tuple[int, int]]) -> list[Tens
     return [x.unflatten(0, shape).transpose(1, 2) for x, shape in zip(taken, shapes, strict=True)]
 
 
-def _attend(
-    module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs: Any
-) -> Tensor:
+def _attend(module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, part: Part, **kwargs: Any) -> Tensor:
     """(R, heads, W, d) and twice (R, shared heads, S + W, d) -> (R, W, heads, d)."""
-    heads_are_shared = getattr(module, "num_key_value_groups", 1) > 1
-    if mask is not None and heads_are_shared and query.device.type == "cpu" and kwargs.get("position_bias") is None:
-        # With a mask, transformers copies keys and values for each query head, because the kernels of a GPU would
-        # otherwise be slow. The kernel of a CPU reads shared heads where they are.
-        dropout, scale = kwargs.get("dropout", 0.0), kwargs.get("scaling")
-        out = F.scaled_dot_product_attention(query, key, value, mask, dropout, scale=scale, enable_gqa=True)
-        return out.transpose(1, 2).contiguous()
-    return sdpa_attention_forward(module, query, key, value, mask, **kwargs)[0]
+    if part.prefix_lens is None:
+        return sdpa_attention_forward(module, query, key, value, None, **kwargs)[0]
+    if query.device.type != "cpu":
+        return sdpa_attention_forward(module, query, key, value, part.mask(1, torch.bool), **kwargs)[0]
+    # With a mask, transformers copies keys and values for each query head, because the kernels of a GPU would
+    # otherwise be slow. The kernel of a CPU reads shared heads where they are, and is faster with many queries: of
+    # short branches, those of all heads that share a key stand in one line.
+    copies = query.shape[1] // key.shape[1] if part.width < SHORT else 1
+    line = query.unflatten(1, (-1, copies)).flatten(2, 3)  # (R, heads / copies, copies W, d)
+    mask, dropout, scale = part.mask(copies, query.dtype), kwargs.get("dropout", 0.0), kwargs.get("scaling")
+    out = F.scaled_dot_product_attention(line, key, value, mask, dropout, scale=scale, enable_gqa=True)
+    return out.unflatten(2, (copies, part.width)).permute(0, 3, 1, 2, 4).flatten(2, 3)
 
 
 AttentionInterface.register(FOREST_ATTENTION, sdpa_forest)

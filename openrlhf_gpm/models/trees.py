@@ -10,8 +10,7 @@ indices into the row.
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields, replace
-from functools import cached_property
+from dataclasses import dataclass, field, fields, replace
 from itertools import accumulate
 from typing import Any
 
@@ -47,18 +46,25 @@ class Part:
     prefix_lens: Tensor | None
     """(R,) tokens before each row; None where nothing is before any."""
 
-    @cached_property
-    def mask(self) -> Tensor | None:
-        """(R, 1, W, S + W) bool, True where a query sees a key; None where nothing is before a row: causal.
+    _masks: dict[tuple[int, torch.dtype], Tensor] = field(init=False, repr=False, default_factory=dict)
 
-        Made where the part is when attention first asks: on its way there it would be the heaviest thing in a batch.
+    def mask(self, copies: int, dtype: torch.dtype) -> Tensor:
+        """Where queries see keys: (R, 1, copies W, S + W), all queries copy after copy; for parts behind prefixes.
+
+        True where they do; of a float dtype 0 where they do, else -inf. Made once, where the part is when attention
+        first asks: on its way there it would be the heaviest thing in a batch.
         """
-        if self.prefix_lens is None:
-            return None
-        R, W, S, device = self.rows, self.width, self.seen - self.width, self.prefix_lens.device
-        before = torch.arange(S, device=device) < self.prefix_lens[:, None]
-        own = torch.ones(W, W, dtype=torch.bool, device=device).tril()
-        return torch.cat([before[:, None].expand(R, W, S), own.expand(R, W, W)], -1)[:, None]
+        if (copies, dtype) not in self._masks:
+            assert self.prefix_lens is not None
+            R, W, S, device = self.rows, self.width, self.seen - self.width, self.prefix_lens.device
+            before = torch.arange(S, device=device) < self.prefix_lens[:, None]
+            own = torch.ones(W, W, dtype=torch.bool, device=device).tril()
+            sees = torch.cat([before[:, None].expand(R, W, S), own.expand(R, W, W)], -1)
+            sees = sees[:, None].repeat(1, 1, copies, 1)
+            if dtype != torch.bool:
+                sees = torch.zeros_like(sees, dtype=dtype).masked_fill_(~sees, -torch.inf)
+            self._masks[copies, dtype] = sees
+        return self._masks[copies, dtype]
 
     def to(self, device: torch.device | str) -> "Part":
         return self if self.prefix_lens is None else replace(self, prefix_lens=self.prefix_lens.to(device))

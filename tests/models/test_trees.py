@@ -66,13 +66,17 @@ def test_two_trees_in_a_row_by_hand():
     assert forest.last_at.tolist() == [4, 7, 8]
     assert forest.gate_at.tolist() == [1, 2]
     prefixes, branches = forest.parts
-    assert (prefixes.rows, prefixes.width, prefixes.seen, prefixes.mask) == (2, 2, 2, None)
+    assert (prefixes.rows, prefixes.width, prefixes.seen, prefixes.prefix_lens) == (2, 2, 2, None)
     assert (branches.rows, branches.width, branches.seen) == (3, 3, 5)
     assert forest.queries[:4].tolist() == forest.keys[:4].tolist() == [0, 1, 2, 0]
     assert forest.queries[4:].view(3, 3).tolist() == [[3, 4, 0], [5, 6, 7], [8, 0, 0]]
     assert forest.keys[4:].view(3, 5).tolist() == [[0, 1, 3, 4, 0], [0, 1, 5, 6, 7], [2, 0, 8, 0, 0]]
-    assert branches.mask[1, 0].int().tolist() == [[1, 1, 1, 0, 0], [1, 1, 1, 1, 0], [1, 1, 1, 1, 1]]
-    assert branches.mask[2, 0, 0].int().tolist() == [1, 0, 1, 0, 0]  # the shorter prefix ends earlier
+    mask = branches.mask(1, torch.bool)
+    assert mask[1, 0].int().tolist() == [[1, 1, 1, 0, 0], [1, 1, 1, 1, 0], [1, 1, 1, 1, 1]]
+    assert mask[2, 0, 0].int().tolist() == [1, 0, 1, 0, 0]  # the shorter prefix ends earlier
+    twice = branches.mask(2, torch.float32)
+    assert torch.equal(twice.exp(), mask.repeat(1, 1, 2, 1).float())
+    assert branches.mask(2, torch.float32) is twice  # made once a forward pass, not once a layer
     assert forest.back.tolist() == [0, 1, 2, 4, 5, 7, 8, 9, 10]
     assert forest.longest == 5
 
@@ -167,7 +171,7 @@ SHAPES = {
     "equal responses": [group([30, 31], [60, 61], [60, 61], [60, 61])],
     "nothing shared": [group([], [30, 31], [40, 41, 42], prompt_lens=[1, 2])],
     "nothing shared beside what is": [group([], [30], [40, 41], prompt_lens=[1, 1]), group([30, 31], [60], [61])],
-    "responses of very unlike lengths": [group([30, 31], [60] * 90, [61], [62, 63], [64] * 40)],
+    "responses of very unlike lengths": [group([30, 31], [60] * 200, [61], [62, 63], [64] * 40)],
     "the prompt's last token merged in one": [
         group([30, 31], [32, 40], [33, 40], prompt_lens=[2, 3]),
         group([40, 41, 42], [60], [61, 62]),
@@ -263,6 +267,6 @@ def test_a_bf16_trunk_has_an_fp32_head(new_gpm):
 def test_a_forest_moves_as_tensors_do():
     forest = collate_trees(SHAPES["one group"])["forest"].to("meta")
     tensors = [forest.position_ids, forest.queries, forest.keys, forest.back, forest.last_at, forest.gate_at]
-    tensors += [part.mask for part in forest.parts if part.mask is not None]
+    tensors += [part.mask(1, torch.bool) for part in forest.parts if part.prefix_lens is not None]
     assert len(tensors) == 6 + 2
     assert {x.device.type for x in tensors} == {"meta"}
