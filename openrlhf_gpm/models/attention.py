@@ -32,8 +32,8 @@ def sdpa_forest(
 ) -> tuple[Tensor, None]:
     """query (1, heads, N, d), key and value (1, shared heads, N, d) -> (1, N, heads, d), and no weights.
 
-    Without a forest, "sdpa". Raises RuntimeError where forest and mask did not both
-    arrive, or where a sliding window would cut a sample or a bias goes by places.
+    Without a forest, "sdpa". Raises RuntimeError where forest and mask did not both arrive, and where a sliding window
+    would cut a sample or a bias goes by places in the row.
     """
     one_element = attention_mask is not None and attention_mask.numel() == 1
     if forest is not None and one_element:

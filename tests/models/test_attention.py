@@ -64,6 +64,29 @@ def test_a_forest_that_got_lost_is_an_error_and_never_wrong_numbers():
             sdpa_forest(module, x, x, x, other, forest)
 
 
+def test_a_bias_by_places_in_the_row_is_an_error():
+    forest = collate_trees(GROUPS)["forest"]
+    x = torch.randn(1, 4, forest.position_ids.shape[1], 8)
+    with pytest.raises(RuntimeError, match="SimpleNamespace adds a bias by places in the row"):
+        sdpa_forest(SimpleNamespace(is_causal=True), x, x, x, SENT, forest, position_bias=x)
+
+
+def test_where_no_cpu_is_the_parts_go_to_transformers_with_a_bool_mask(monkeypatch):
+    forest = collate_trees(GROUPS)["forest"].to("meta")
+    query, key = (torch.empty(1, heads, forest.position_ids.shape[1], 8, device="meta") for heads in (4, 2))
+    masks = []
+
+    def attend(module, query, key, value, mask, **kwargs):
+        masks.append(mask)
+        return query.transpose(1, 2), None
+
+    monkeypatch.setattr("openrlhf_gpm.models.attention.sdpa_attention_forward", attend)
+    out, _ = sdpa_forest(SimpleNamespace(is_causal=True), query, key, key, SENT, forest)
+    assert out.shape == (1, forest.position_ids.shape[1], 4, 8)
+    assert masks[0] is None  # prefixes: causal
+    assert [(mask.dtype, mask.shape[1:3]) for mask in masks[1:]] == [(torch.bool, (1, 20))]
+
+
 def test_a_sample_of_one_token_is_no_forest():
     x = torch.randn(1, 4, 1, 8)
     out, _ = sdpa_forest(SimpleNamespace(is_causal=True), x, x, x, SENT)

@@ -270,3 +270,15 @@ def test_a_forest_moves_as_tensors_do():
     tensors += [part.mask(1, torch.bool) for part in forest.parts if part.prefix_lens is not None]
     assert len(tensors) == 6 + 2
     assert {x.device.type for x in tensors} == {"meta"}
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("trunk", ["llama", "gpt_neox"])
+def test_trees_on_a_gpu_give_what_full_encoding_gives_on_a_cpu(new_gpm, trunk):
+    model = new_gpm(trunk)
+    many = [g for shape in SHAPES.values() for g in shape]
+    expected = one_by_one(model, many)
+    batch = {name: value.to("cuda") for name, value in collate_trees(many).items()}
+    with torch.no_grad():
+        for got, want in zip(model.to("cuda")(**batch), expected, strict=True):
+            torch.testing.assert_close(got.cpu(), want, atol=1e-4, rtol=0)
