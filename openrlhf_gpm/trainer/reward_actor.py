@@ -8,6 +8,7 @@ import ray
 import torch
 from deepspeed.accelerator import get_accelerator
 from openrlhf.trainer.ray.launcher import BaseRewardModelActor
+from openrlhf.utils.logging_utils import init_logger
 from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer
 
@@ -15,6 +16,8 @@ from openrlhf_gpm.models.config import GPMConfig
 from openrlhf_gpm.models.formatting import Formatter
 from openrlhf_gpm.scoring import embed_batch
 from openrlhf_gpm.trainer.arguments import tree_obstacle
+
+logger = init_logger(__name__)
 
 
 class BaseGPMRewardActor(BaseRewardModelActor):
@@ -28,7 +31,10 @@ class BaseGPMRewardActor(BaseRewardModelActor):
         super().init_model_from_pretrained(strategy, pretrain)
         self.config = GPMConfig.from_pretrained_config(AutoConfig.from_pretrained(pretrain))
         self.formatter = Formatter.from_config(AutoTokenizer.from_pretrained(pretrain), self.config)
-        self.shares_prompts = tree_obstacle(pretrain, strategy.args.ds, self.config.max_len) is None
+        obstacle = tree_obstacle(pretrain, strategy.args.ds, self.config.max_len)
+        self.shares_prompts = obstacle is None
+        if obstacle and strategy.is_rank_0():
+            logger.info("prompts are encoded once a response, not once a group: %s", obstacle)
 
     def forward(self, prompts: list[Any], responses: list[str]) -> Tensor:
         """One micro-batch of B (prompt, response) -> (B, 3k) fp32: the embedding (2k), then gate / tau (k).

@@ -71,20 +71,16 @@ def test_a_bias_by_places_in_the_row_is_an_error():
         sdpa_forest(SimpleNamespace(is_causal=True), x, x, x, SENT, forest, position_bias=x)
 
 
-def test_where_no_cpu_is_the_parts_go_to_transformers_with_a_bool_mask(monkeypatch):
+def test_where_no_cpu_is_transformers_reads_the_parts():
+    """The meta device has shapes and no numbers; the test for a GPU compares these."""
     forest = collate_trees(GROUPS)["forest"].to("meta")
-    query, key = (torch.empty(1, heads, forest.position_ids.shape[1], 8, device="meta") for heads in (4, 2))
-    masks = []
-
-    def attend(module, query, key, value, mask, **kwargs):
-        masks.append(mask)
-        return query.transpose(1, 2), None
-
-    monkeypatch.setattr("openrlhf_gpm.models.attention.sdpa_attention_forward", attend)
-    out, _ = sdpa_forest(SimpleNamespace(is_causal=True), query, key, key, SENT, forest)
-    assert out.shape == (1, forest.position_ids.shape[1], 4, 8)
-    assert masks[0] is None  # prefixes: causal
-    assert [(mask.dtype, mask.shape[1:3]) for mask in masks[1:]] == [(torch.bool, (1, 20))]
+    N = forest.position_ids.shape[1]
+    query, key = (torch.empty(1, heads, N, 8, device="meta") for heads in (4, 2))
+    module = SimpleNamespace(num_key_value_groups=2, is_causal=True, training=False)
+    out, _ = sdpa_forest(module, query, key, key, SENT, forest)
+    assert (out.shape, out.device.type) == ((1, N, 4, 8), "meta")
+    (masks,) = (part._masks for part in forest.parts if part.prefix_lens is not None)
+    assert [(mask.dtype, mask.shape) for mask in masks.values()] == [(torch.bool, (5, 1, 20, 29))]
 
 
 def test_a_sample_of_one_token_is_no_forest():

@@ -6,29 +6,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import LlamaModel
+from sample_groups import group, one_by_one
+from transformers import AutoModel, LlamaConfig, LlamaModel
 
-from openrlhf_gpm.models.backend import TorchBackend, embed_encoded
+from openrlhf_gpm.models.backend import TorchBackend
 from openrlhf_gpm.models.config import GPMConfig
-from openrlhf_gpm.models.formatting import Encoded
 from openrlhf_gpm.models.gpm import gpm_class
 from openrlhf_gpm.models.sharing import sharing_obstacle, sliding_window
 
 IDS = st.integers(6, 319)
-
-
-def group(prompt, *responses, prompt_lens=None):
-    """A group of token lists; each sample's prompt has all the prompt's tokens unless told otherwise."""
-    lens = prompt_lens or [len(prompt)] * len(responses)
-    return [Encoded([*prompt, *own], n) for own, n in zip(responses, lens, strict=True)]
-
-
-def one_by_one(model, groups):
-    """The slow reference: every sample alone, without padding or neighbour; the gate of the fullest prompt."""
-    results = [[embed_encoded(model, [e], 2, "cpu") for e in g] for g in groups]
-    fullest = [max(range(len(g)), key=lambda i: g[i].prompt_len) for g in groups]
-    v = torch.cat([v for g in results for v, _ in g])
-    return v, torch.cat([g[i][1] for g, i in zip(results, fullest, strict=True)])
 
 
 @st.composite
@@ -138,12 +124,20 @@ def test_what_keeps_a_trunk_from_sharing_is_known(new_config, trunk, changes, re
     assert config.to_dict() == before
 
 
-def test_a_trunk_that_takes_no_positions_does_not_share(new_config, monkeypatch):
-    def forward(self, input_ids, attention_mask=None, **kwargs):
-        raise AssertionError("not called")
+def test_a_trunk_of_others_that_takes_no_positions_does_not_share(new_config):
+    class CountingConfig(LlamaConfig):
+        model_type = "counting"
 
-    monkeypatch.setattr(LlamaModel, "forward", forward)
-    assert sharing_obstacle(new_config()) == "its forward takes no position_ids"
+    class CountingModel(LlamaModel):
+        """Counts positions itself, as trunks that are not part of transformers may."""
+
+        config_class = CountingConfig
+
+        def forward(self, input_ids, attention_mask=None, use_cache=None, **_):
+            return super().forward(input_ids, attention_mask=attention_mask, use_cache=use_cache)
+
+    AutoModel.register(CountingConfig, CountingModel)
+    assert sharing_obstacle(CountingConfig(**new_config().to_dict())) == "its forward takes no position_ids"
 
 
 def test_such_a_trunk_is_encoded_in_full_and_that_is_said_once(new_config, caplog):

@@ -4,19 +4,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sample_groups import group, one_by_one
 
-from openrlhf_gpm.models.backend import embed_encoded
 from openrlhf_gpm.models.batching import shared_length
 from openrlhf_gpm.models.formatting import Encoded, collate
 from openrlhf_gpm.models.layout import packed_layout, padded_layout
 from openrlhf_gpm.models.trees import KEY_COST, collate_trees, sample_places, tree_batches, tree_pays
-
-
-def group(prompt, *responses, prompt_lens=None):
-    """A group of token lists; each sample's prompt has all the prompt's tokens unless told otherwise."""
-    lens = prompt_lens or [max(1, len(prompt))] * len(responses)
-    return [Encoded([*prompt, *own], n) for own, n in zip(responses, lens, strict=True)]
-
 
 # By hand
 
@@ -181,14 +174,6 @@ SHAPES = {
     ],
     "the gate's token far behind the prefix": [group([30], [31, 32, 33, 34, 35], [36], prompt_lens=[5, 1])],
 }
-
-
-def one_by_one(model, groups):
-    """The slow reference: every sample alone, without padding or neighbour; the gate of the fullest prompt."""
-    results = [[embed_encoded(model, [e], 2, "cpu") for e in g] for g in groups]
-    fullest = [max(range(len(g)), key=lambda i: g[i].prompt_len) for g in groups]
-    v = torch.cat([v for g in results for v, _ in g])
-    return v, torch.cat([g[i][1] for g, i in zip(results, fullest, strict=True)])
 
 
 def assert_same(model, groups):
