@@ -250,3 +250,20 @@ def test_a_learnable_tau_starts_at_the_configs_and_reaches_the_optimizer(new_gpm
     outputs = model(torch.tensor([[5, 6, 1]]), prompt_lens=torch.tensor([1]), return_output=True)[2]
     outputs.tau.backward()
     assert model.temperature.rho.grad.item() > 0
+
+
+def test_experts_may_be_computed_in_any_way_that_the_trunk_knows(new_config):
+    """The same numbers and gradients, one expert at a time or all in one product."""
+    results = []
+    for way in ("eager", "grouped_mm"):
+        config = new_config("mixtral")
+        config._experts_implementation = way
+        config.gpm = GPMConfig(dim=4).to_dict()
+        torch.manual_seed(0)
+        model = gpm_class(config)(config)
+        assert model.config._experts_implementation == way
+        v, _ = model(torch.arange(10, 30).view(2, 10), prompt_lens=torch.tensor([3, 4]))
+        v[:, 0].sum().backward()
+        results.append((v.detach(), *(p.grad for p in model.model.layers[0].mlp.experts.parameters())))
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-4)
