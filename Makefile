@@ -56,9 +56,9 @@ type: install ## mypy, strict in core/
 patch-check: install ## the series on a pristine wheel: apply, compile, revert, compare hashes
 	$(BIN)/python -m pytest -q tests/patching
 
-unit: install ## fast tests, with the line coverage of core/ and models/
+unit: install ## fast tests, with the line coverage of the parts below the trainer
 	$(CPU) $(BIN)/python -m pytest -m "not integration and not gpu" --durations=10 \
-	  --cov=openrlhf_gpm.core --cov=openrlhf_gpm.models --cov-report=term-missing --cov-fail-under=95
+	  --cov=openrlhf_gpm.core --cov=openrlhf_gpm.samples --cov=openrlhf_gpm.models --cov=openrlhf_gpm.checkpoints --cov-report=term-missing --cov-fail-under=95
 
 integration: install ## tests that start real Ray, vLLM and DeepSpeed processes
 	$(CPU) $(BIN)/python -m pytest -m "integration and not gpu" --durations=20

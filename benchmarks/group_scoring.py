@@ -17,8 +17,8 @@ import torch
 from timing import compare
 from transformers import LlamaConfig
 
+from openrlhf_gpm.config import GPMConfig
 from openrlhf_gpm.core import group_scores, preference_score
-from openrlhf_gpm.models.config import GPMConfig
 from openrlhf_gpm.models.gpm import gpm_class
 
 GROUP_SIZES = (2, 4, 8, 16)

@@ -18,9 +18,9 @@ import torch
 from smollm2 import OUTPUTS, checkpoints, load_bt, load_gpm_fp32, random_group
 from timing import compare
 
-from openrlhf_gpm.models.batching import shared_length
-from openrlhf_gpm.models.formatting import Encoded, collate
-from openrlhf_gpm.scoring import TorchBackend
+from openrlhf_gpm.samples.batch import shared_length
+from openrlhf_gpm.samples.formatting import Encoded, collate
+from openrlhf_gpm.scoring.scorer import TorchBackend
 
 SHAPES = ((256, 64), (512, 64))  # prompt, response: where sharing pays
 FALLBACKS = ((16, 128), (64, 128), (64, 64))  # where little is shared; K = 2 and 8

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from openrlhf_gpm.models.checkpoint import load_gpm
-from openrlhf_gpm.models.config import GPMConfig
-from openrlhf_gpm.models.formatting import Encoded
+from openrlhf_gpm.checkpoints.checkpoint import load_gpm
+from openrlhf_gpm.config import GPMConfig
+from openrlhf_gpm.samples.formatting import Encoded
 
 OUTPUTS = Path("outputs/benchmarks")
 DIM = 8

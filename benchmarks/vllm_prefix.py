@@ -17,9 +17,9 @@ import torch
 from smollm2 import OUTPUTS, checkpoints, load_gpm_fp32, random_group
 from timing import compare
 
-from openrlhf_gpm.models.convert import convert
-from openrlhf_gpm.scoring import TorchBackend
-from openrlhf_gpm.vllm_backend import VLLMBackend
+from openrlhf_gpm.checkpoints.convert import convert
+from openrlhf_gpm.scoring.scorer import TorchBackend
+from openrlhf_gpm.scoring.vllm_backend import VLLMBackend
 
 
 def main() -> None:

@@ -6,7 +6,7 @@ Importing this package is free: Ray and vLLM workers import it through an entry 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from openrlhf_gpm.scoring import GPM as GPM
+    from openrlhf_gpm.scoring.scorer import GPM as GPM
 
 __version__ = "0.2.0"
 __all__ = ["GPM", "__version__"]
@@ -15,7 +15,7 @@ __all__ = ["GPM", "__version__"]
 def __getattr__(name: str) -> Any:
     """Load `GPM` (torch, transformers) when it is first asked for."""
     if name == "GPM":
-        from openrlhf_gpm.scoring import GPM
+        from openrlhf_gpm.scoring.scorer import GPM
 
         return GPM
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -57,7 +57,7 @@ class GPMPlugin(Plugin):
     def check_cluster(self, args: SimpleNamespace) -> None:
         """Raise ValueError where the Ray cluster cannot hold the run."""
         if _scores_groups(args):
-            from openrlhf_gpm.trainer.cluster import check_cluster
+            from openrlhf_gpm.trainer.policy.cluster import check_cluster
 
             check_cluster(args)
 
@@ -88,20 +88,20 @@ def _components(args: SimpleNamespace) -> dict[str, Callable[[], Any]]:
     components: dict[str, Callable[[], Any]] = {}
     if getattr(args, "reward_model_type", "bt") == "gpm":
         components |= {
-            "reward_model_builder": partial(_load, "reward_model", "model_builder", args),
-            "reward_dataset": partial(_load, "reward_dataset", "GPMRewardDataset"),
-            "reward_trainer": partial(_load, "reward_trainer", "GPMRewardTrainer"),
-            "prompt_dataset": partial(_load, "prompt_dataset", "GPMPromptDataset"),
-            "reward_actor": partial(_load, "reward_actor", "GPMRewardActor"),
+            "reward_model_builder": partial(_load, "reward.model", "model_builder", args),
+            "reward_dataset": partial(_load, "reward.dataset", "GPMRewardDataset"),
+            "reward_trainer": partial(_load, "reward.trainer", "GPMRewardTrainer"),
+            "prompt_dataset": partial(_load, "policy.prompt_dataset", "GPMPromptDataset"),
+            "reward_actor": partial(_load, "policy.reward_actor", "GPMRewardActor"),
         }
     if _scores_groups(args):
         components |= {
-            "experience_maker": partial(_load, "experience_maker", "GroupExperienceMaker"),
-            "ppo_trainer": partial(_load, "group_trainer", "GroupPPOTrainer"),
-            "async_training_actor": partial(_load, "group_trainer", "GroupTrainingActor"),
+            "experience_maker": partial(_load, "policy.experience_maker", "GroupExperienceMaker"),
+            "ppo_trainer": partial(_load, "policy.controller", "GroupPPOTrainer"),
+            "async_training_actor": partial(_load, "policy.controller", "GroupTrainingActor"),
         }
     if _policy_loss(args) in REGRESSION_LOSSES:
-        components["actor_trainer"] = partial(_load, "actor_trainer", "RegressionActorTrainer")
+        components["actor_trainer"] = partial(_load, "policy.actor", "RegressionActorTrainer")
     return components
 
 

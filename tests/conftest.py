@@ -124,7 +124,7 @@ def trunk_config(trunk: str = "llama", **changes: Any) -> Any:
 
 def make_gpm(trunk: str = "llama", packing_samples: bool = False, seed: int = 0, **gpm: Any) -> Any:
     """A GPM with random weights in eval mode; its gate is random too, not the zeros that training starts from."""
-    from openrlhf_gpm.models.config import GPMConfig
+    from openrlhf_gpm.config import GPMConfig
     from openrlhf_gpm.models.gpm import gpm_class
 
     torch.manual_seed(seed)
@@ -142,7 +142,7 @@ def make_gpm(trunk: str = "llama", packing_samples: bool = False, seed: int = 0,
 @pytest.fixture(scope="session")
 def gpm_checkpoint(tmp_path_factory: pytest.TempPathFactory, chat_tokenizer: Any) -> Path:
     """The directory of a gated Llama GPM, dim 6. Read only: copy it to change it."""
-    from openrlhf_gpm.models.checkpoint import save_gpm
+    from openrlhf_gpm.checkpoints.checkpoint import save_gpm
 
     path = tmp_path_factory.mktemp("checkpoint") / "gpm"
     save_gpm(make_gpm(), chat_tokenizer, path)

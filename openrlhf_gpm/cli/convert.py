@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
     """Convert and say what was decided. Raises ValueError for wrong input; nothing is left of an output then."""
     from tqdm import tqdm
 
-    from openrlhf_gpm.models.convert import convert
+    from openrlhf_gpm.checkpoints.convert import convert
 
     convert(
         args.input,

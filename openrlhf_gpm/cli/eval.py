@@ -10,7 +10,7 @@ from openrlhf_gpm.cli.score import DTYPES
 
 if TYPE_CHECKING:
     from openrlhf_gpm.evaluation.dataset import Dataset, Scores
-    from openrlhf_gpm.evaluation.models import PreferenceModel
+    from openrlhf_gpm.evaluation.judges import PreferenceModel
 
 EXAMPLE = """\
 example:
@@ -89,10 +89,10 @@ def run(args: argparse.Namespace) -> int:
     if not args.no_plots and importlib.util.find_spec("matplotlib") is None:
         raise ValueError("plots need matplotlib: pip install matplotlib, or add --no_plots")
 
-    from openrlhf_gpm.evaluation.models import LENGTH, short_names
+    from openrlhf_gpm.evaluation.judges import LENGTH, short_names
     from openrlhf_gpm.evaluation.run import Settings
     from openrlhf_gpm.evaluation.run import run as evaluate
-    from openrlhf_gpm.scoring import load_formatter
+    from openrlhf_gpm.scoring.scorer import load_formatter
 
     settings = Settings(
         bins=args.bins,
@@ -134,7 +134,7 @@ class _Scorer:
     def __call__(self, name: str, data: "Dataset", folder: Path) -> "Scores":
         from tqdm import tqdm
 
-        from openrlhf_gpm.evaluation.store import data_key, model_key, scored
+        from openrlhf_gpm.scoring.store import data_key, model_key, scored
 
         source = self.sources[name]
         key = {
@@ -151,7 +151,7 @@ class _Scorer:
     def _open(self, name: str, source: str) -> "PreferenceModel":
         import torch
 
-        from openrlhf_gpm.evaluation.models import LENGTH, open_model
+        from openrlhf_gpm.evaluation.judges import LENGTH, open_model
 
         if self.model is None or self.model.name != name:
             self.model = None  # let go of the last model before the next is loaded

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from openrlhf_gpm.models.config import GPMConfig
-    from openrlhf_gpm.models.formatting import Formatter
+    from openrlhf_gpm.config import GPMConfig
+    from openrlhf_gpm.samples.formatting import Formatter
 
 EXAMPLE = """\
 example:
@@ -86,11 +86,11 @@ def run(args: argparse.Namespace) -> int:
     import torch
     from tqdm import tqdm
 
+    from openrlhf_gpm.checkpoints.checkpoint import read_gpm_config
     from openrlhf_gpm.cli.workers import score_in_processes, worker_devices
     from openrlhf_gpm.data import read_groups
-    from openrlhf_gpm.models.backend import pick_device
-    from openrlhf_gpm.models.checkpoint import read_gpm_config
-    from openrlhf_gpm.scoring import GPM, load_formatter
+    from openrlhf_gpm.scoring.scorer import GPM, load_formatter
+    from openrlhf_gpm.scoring.torch_backend import pick_device
 
     devices = worker_devices(args.device, args.workers, torch.cuda.device_count())
     pick_device(devices[0])  # a wrong name is told before the data is read
@@ -148,7 +148,7 @@ def check_paths(source: Path, output: Path) -> None:
 def check_groups(source: Path, formatter: "Formatter", config: "GPMConfig") -> int:
     """Read and encode everything before the model is loaded -> number of groups. Raises ValueError with file:line."""
     from openrlhf_gpm.data import read_groups
-    from openrlhf_gpm.scoring import sample_texts
+    from openrlhf_gpm.scoring.scorer import sample_texts
 
     total = 0
     what = "pair" if config.head == "pairwise" else "responses"

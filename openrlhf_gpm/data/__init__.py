@@ -3,7 +3,7 @@
 Errors are ValueErrors that say what is wrong with one row; the readers put its place in front.
 """
 
-from openrlhf_gpm.data.collections import as_pairs, merge_prompts, split_by_prompt
+from openrlhf_gpm.data.bad_rows import BadRows
 from openrlhf_gpm.data.cyclic import (
     ULTRAFEEDBACK,
     attribute_cycle,
@@ -12,6 +12,7 @@ from openrlhf_gpm.data.cyclic import (
     omissions,
     synthetic_cycle,
 )
+from openrlhf_gpm.data.grouping import as_pairs, merge_prompts, split_by_prompt
 from openrlhf_gpm.data.groups import form_title, normalise_group, normalise_preference
 from openrlhf_gpm.data.pairs import normalise_pair
 from openrlhf_gpm.data.ratings import normalise_rated
@@ -27,7 +28,6 @@ from openrlhf_gpm.data.records import (
     Prompt,
     RatedGroup,
 )
-from openrlhf_gpm.data.report import BadRows
 from openrlhf_gpm.data.rows import read_rows
 from openrlhf_gpm.data.survey import Survey
 from openrlhf_gpm.data.writing import replacing, to_row, write_groups, write_lines

@@ -8,8 +8,8 @@ the second and C beats A on the third. `synthetic_cycle` imposes a cycle on the 
 import math
 from collections.abc import Iterator, Sequence
 
-from openrlhf_gpm.data.collections import unit_hash
 from openrlhf_gpm.data.fields import listed, shown
+from openrlhf_gpm.data.grouping import unit_hash
 from openrlhf_gpm.data.prompts import prompt_key
 from openrlhf_gpm.data.records import BadRow, Comparison, Group, PreferenceGroup, RatedGroup
 

@@ -4,9 +4,9 @@ from collections.abc import Callable, Iterator, Mapping
 from os import PathLike
 from typing import Any, TypeVar
 
+from openrlhf_gpm.data.bad_rows import BadRows
 from openrlhf_gpm.data.groups import normalise_group, normalise_preference
 from openrlhf_gpm.data.records import BadRow, Group, PairKeys, PreferenceGroup
-from openrlhf_gpm.data.report import BadRows
 from openrlhf_gpm.data.rows import decode_line, raw_rows
 
 T = TypeVar("T")

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from graphlib import CycleError, TopologicalSorter
 
-from openrlhf_gpm.data.collections import merge_prompts
+from openrlhf_gpm.data.grouping import merge_prompts
 from openrlhf_gpm.data.prompts import prompt_key
 from openrlhf_gpm.data.reading import prompt_chars
 from openrlhf_gpm.data.records import PreferenceGroup

@@ -30,7 +30,7 @@ from openrlhf_gpm.data.prompts import prompt_key
 from openrlhf_gpm.evaluation.cycles import Outcomes
 from openrlhf_gpm.evaluation.metrics import Comparisons, sigmoid
 from openrlhf_gpm.evaluation.rewardbench import SUBSETS_V2, Item
-from openrlhf_gpm.models.formatting import Formatter
+from openrlhf_gpm.samples.formatting import Formatter
 
 SPLITS = {"allenai/reward-bench": "filtered", "allenai/reward-bench-2": "test"}
 """The split to read of a dataset that is given by name."""

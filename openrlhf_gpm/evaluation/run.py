@@ -17,9 +17,9 @@ from openrlhf_gpm.evaluation.dataset import (
     rewardbench2_items,
 )
 from openrlhf_gpm.evaluation.groups import group_metrics
-from openrlhf_gpm.evaluation.models import LongerWins
+from openrlhf_gpm.evaluation.judges import LongerWins
 from openrlhf_gpm.evaluation.rewardbench import rewardbench, rewardbench2
-from openrlhf_gpm.evaluation.store import write
+from openrlhf_gpm.scoring.store import write
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig
 from transformers import initialization as init
 
+from openrlhf_gpm.config import GATES, GPMConfig
 from openrlhf_gpm.core import embed_rewards
-from openrlhf_gpm.models.config import GATES, GPMConfig
-from openrlhf_gpm.models.layout import forest_layout, packed_layout, padded_layout
-from openrlhf_gpm.models.sharing import trunk_class, use_forest_attention
-from openrlhf_gpm.models.trees import Forest
+from openrlhf_gpm.models.inputs import forest_layout, packed_layout, padded_layout
+from openrlhf_gpm.models.trunks import trunk_class, use_forest_attention
+from openrlhf_gpm.samples.forest import Forest
 
 # What causal-LM checkpoints call the output layer: a GPM has none, so these tensors are no surprise.
 OUTPUT_LAYERS = [r"^lm_head\.", r"^embed_out\."]

@@ -10,9 +10,9 @@ from types import SimpleNamespace
 from openrlhf.utils.logging_utils import init_logger
 from transformers import AutoConfig
 
-from openrlhf_gpm.models.checkpoint import read_adapter
-from openrlhf_gpm.models.config import GPMConfig
-from openrlhf_gpm.models.sharing import sharing_obstacle, sliding_window
+from openrlhf_gpm.checkpoints.checkpoint import read_adapter
+from openrlhf_gpm.config import GPMConfig
+from openrlhf_gpm.models.trunks import sharing_obstacle, sliding_window
 from openrlhf_gpm.plugin import REGRESSION_LOSSES
 
 logger = init_logger(__name__)
@@ -108,7 +108,7 @@ def why_not_share_prompts(args: SimpleNamespace, max_len: int | None) -> str | N
 
 
 def tree_obstacle(path: str, ds: SimpleNamespace, max_len: int | None) -> str | None:
-    """Why the trunk at `path` cannot read a group as a tree (`models/trees.py`) under the --ds.* flags, or None."""
+    """Why the trunk at `path` cannot read a group as a tree (`samples/forest.py`) under the --ds.* flags, or None."""
     if ds.attn_implementation != "sdpa":
         return f"--ds.attn_implementation {ds.attn_implementation} reads no trees, sdpa does"
     config = AutoConfig.from_pretrained(path)

@@ -44,7 +44,7 @@ def job(tmp_path, gpm_checkpoint, out):
 
 @pytest.fixture(scope="module")
 def other_checkpoint(tmp_path_factory, chat_tokenizer, new_gpm):
-    from openrlhf_gpm.models.checkpoint import save_gpm
+    from openrlhf_gpm.checkpoints.checkpoint import save_gpm
 
     path = tmp_path_factory.mktemp("other") / "plain"
     save_gpm(new_gpm(gate="none", dim=2, seed=1), chat_tokenizer, path)
@@ -77,7 +77,7 @@ def fails(capsys, job, *message):
 
 
 def test_pairs_give_the_promised_files_and_numbers(job, out, gpm_checkpoint, capsys):
-    from openrlhf_gpm.scoring import GPM
+    from openrlhf_gpm.scoring.scorer import GPM
 
     assert cli.main(job) == 0
     plots = ["accuracy.png", "cyclic_share.png", "reliability.png"]
@@ -203,7 +203,7 @@ def test_rewardbench_2_rows_give_best_of_4(job, out, tmp_path):
 
 def test_a_model_with_nan_is_measured_and_the_nan_counted(job, out, tmp_path, new_gpm, chat_tokenizer, capsys):
     """A token whose embedding is NaN spoils the responses that hold it, and no other."""
-    from openrlhf_gpm.models.checkpoint import save_gpm
+    from openrlhf_gpm.checkpoints.checkpoint import save_gpm
 
     model = new_gpm(gate="none")
     token = chat_tokenizer("Z", add_special_tokens=False)["input_ids"][0]
@@ -224,7 +224,7 @@ def test_a_model_with_nan_is_measured_and_the_nan_counted(job, out, tmp_path, ne
 def test_a_model_without_any_finite_score_is_all_wrong_and_ends_in_a_summary(
     job, out, tmp_path, new_gpm, chat_tokenizer, capsys
 ):
-    from openrlhf_gpm.models.checkpoint import save_gpm
+    from openrlhf_gpm.checkpoints.checkpoint import save_gpm
 
     model = new_gpm(gate="none")
     with torch.no_grad():

@@ -148,7 +148,7 @@ def test_a_file_of_bad_rows_is_an_error(write):
 
 
 def test_a_row_that_one_model_cannot_encode_is_left_out_for_all(write, chat_tokenizer):
-    from openrlhf_gpm.models.formatting import Formatter
+    from openrlhf_gpm.samples.formatting import Formatter
 
     path = write(CYCLE[1], pair("Hello, how are you? " * 30, "Fine.", "No."))
     formatters = {

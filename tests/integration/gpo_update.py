@@ -13,7 +13,7 @@ from openrlhf.trainer.ppo_utils.experience import Experience
 from openrlhf.utils import get_strategy
 from torch import Tensor
 
-from openrlhf_gpm.trainer.actor_trainer import RegressionActorTrainer
+from openrlhf_gpm.trainer.policy.actor import RegressionActorTrainer
 
 BATCH, PROMPT, RESPONSE = 8, 4, 6
 

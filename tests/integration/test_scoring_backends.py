@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from openrlhf_gpm.checkpoints.checkpoint import save_gpm
+from openrlhf_gpm.checkpoints.convert import convert
 from openrlhf_gpm.cli import main as cli
-from openrlhf_gpm.models.checkpoint import save_gpm
-from openrlhf_gpm.models.config import GPMConfig
-from openrlhf_gpm.models.convert import convert
+from openrlhf_gpm.config import GPMConfig
 from openrlhf_gpm.models.gpm import gpm_class
-from openrlhf_gpm.scoring import GPM
+from openrlhf_gpm.scoring.scorer import GPM
 
 GROUPS = [
     {"id": "q1", "prompt": "Name a prime. " * 12, "responses": ["Seven.", "Nine.", "7", "Seven is a prime. " * 5]},

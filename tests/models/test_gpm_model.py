@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
+from openrlhf_gpm.config import GPMConfig
 from openrlhf_gpm.core import group_scores, preference_loss, preference_score
-from openrlhf_gpm.models.config import GPMConfig
 from openrlhf_gpm.models.gpm import Fp32Linear, gpm_class, make_gpm_class, scale_gate
 
 TRUNKS = ["llama", "qwen2", "mistral", "gemma2", "gpt2", "gpt_neox"]

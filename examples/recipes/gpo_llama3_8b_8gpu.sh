@@ -1,0 +1,73 @@
+#!/usr/bin/env bash
+# Align Llama-3-8B-Instruct against itself by GPO, as in section 6.3 of the paper: three passes, each over its own third of
+# the UltraFeedback prompts and from the policy of the pass before; 5 responses a prompt at temperature 0.7 and top-p 0.9;
+# learning rate 5e-7, beta 0.001. All models share the GPUs: 8 of 80 GB on each of NODES nodes.
+#
+#   examples/recipes/train_gpm_8gpu.sh gemma-2b && examples/recipes/gpo_llama3_8b_8gpu.sh
+#   REWARD=ckpt/bt-gemma-2b examples/recipes/gpo_llama3_8b_8gpu.sh --reward_model_type bt     # the paper's Bradley-Terry rows
+#   NODES=4 examples/cluster/ray_job.sh, examples/cluster/slurm.sbatch, examples/cluster/kuberay.yaml: the same on more nodes
+#
+# Not as in the paper: AdamW for RMSprop (OpenRLHF offers adam and muon), and the opponent pi_t is the policy that
+# sampled the batch of 256 prompts, not the one at the start of the pass.
+#
+# beta 0.001 makes targets of hundreds of nats, which no update reaches: the gradient is that of REINFORCE with s_hat.
+# For the regression that GPO describes drop both --gpo flags (beta is 1 then) and watch target_q95 and log_ratio_q95.
+set -euo pipefail
+
+loss=${LOSS:-gpo} # or sppo
+nodes=${NODES:-1}
+policy=${POLICY:-meta-llama/Meta-Llama-3-8B-Instruct}
+reward=${REWARD:-ckpt/gpm-gemma-2b}
+out=${OUT:-ckpt/$loss-llama3-8b}
+launch=${LAUNCH:-} # what stands before `python3`: empty, or `ray job submit ... --`
+
+for pass in 1 2 3; do
+  if [ ! -f "$out/pass$pass/config.json" ]; then # a pass that is done is not done again
+    $launch python3 -m openrlhf.cli.train_ppo_ray \
+      --actor.model_name_or_path "$policy" \
+      --reward.model_name_or_path "$reward" \
+      --reward_model_type gpm \
+      --actor.policy_loss_type "$loss" \
+      --gpo.beta 0.001 \
+      --gpo.target_clip 1000 \
+      --rollout.n_samples_per_prompt 5 \
+      --rollout.temperature 0.7 \
+      --rollout.top_p 0.9 \
+      --rollout.max_new_tokens 2048 \
+      --data.max_len 4096 \
+      --data.prompt_dataset "UCLA-AGI/data-mistral-7b-instruct-sppo-iter$pass" \
+      --data.input_key prompt \
+      --data.apply_chat_template \
+      --train.num_episodes 1 \
+      --rollout.batch_size 256 \
+      --rollout.micro_batch_size 8 \
+      --train.batch_size 128 \
+      --train.micro_batch_size 2 \
+      --actor.adam.lr 5e-7 \
+      --actor.gradient_checkpointing_enable \
+      --algo.kl.init_coef 0 \
+      --algo.advantage.estimator dr_grpo \
+      --actor.num_nodes "$nodes" \
+      --actor.num_gpus_per_node 8 \
+      --reward.num_nodes "$nodes" \
+      --reward.num_gpus_per_node 8 \
+      --vllm.num_engines "$((8 * nodes))" \
+      --vllm.tensor_parallel_size 1 \
+      --vllm.gpu_memory_utilization 0.5 \
+      --vllm.enable_prefix_caching \
+      --train.colocate_all \
+      --vllm.enable_sleep \
+      --ds.enable_sleep \
+      --ds.zero_stage 3 \
+      --ds.param_dtype bf16 \
+      --ds.attn_implementation flash_attention_2 \
+      --ds.packing_samples \
+      --logger.tensorboard_dir "$out/tensorboard/pass$pass" \
+      --ckpt.output_dir "$out/pass$pass" \
+      --ckpt.path "$out/pass$pass/deepspeed" \
+      --ckpt.save_steps 20 \
+      --ckpt.load_enable \
+      "$@"
+  fi
+  policy=$out/pass$pass
+done

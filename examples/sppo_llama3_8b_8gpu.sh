@@ -1,7 +1,0 @@
-#!/usr/bin/env bash
-# The same recipe with SPPO: the target is (win rate - 1/2) / beta instead of the mean score / beta.
-#
-#   examples/sppo_llama3_8b_8gpu.sh
-#   examples/sppo_llama3_8b_8gpu.sh --gpo.hard --gpo.responses best_worst    # counted wins, the best and the worst of 5
-set -euo pipefail
-LOSS=sppo exec "$(dirname "$0")/gpo_llama3_8b_8gpu.sh" "$@"

@@ -1,0 +1,70 @@
+"""A checkpoint on its way into another layout: what its config.json and its tensor files will be."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from transformers import PretrainedConfig
+
+from openrlhf_gpm.checkpoints.checkpoint import Shapes, read_hf_config, read_json, read_tokenizer
+from openrlhf_gpm.checkpoints.shards import Layout, read_layout
+from openrlhf_gpm.config import GPMConfig
+from openrlhf_gpm.models.gpm import gpm_class
+
+
+@dataclass
+class Draft:
+    """A checkpoint on its way: what config.json and the tensor files will be."""
+
+    source: Path
+    hf: PretrainedConfig
+    config: dict[str, Any]
+    layout: Layout
+    shapes: Shapes
+    tokenizer: Any
+    notes: list[str] = field(default_factory=list)
+    leave_out: set[str] = field(default_factory=set)
+    """Files of the source that would be wrong in the target."""
+
+    @property
+    def hidden_size(self) -> int:
+        """H."""
+        return int(self.hf.get_text_config().hidden_size)
+
+    @property
+    def gpm(self) -> GPMConfig:
+        """`gpm` in config.json."""
+        return GPMConfig.from_dict(self.config["gpm"])
+
+
+def read_draft(source: Path) -> Draft:
+    """The checkpoint as it is. Raises ValueError where files are missing, damaged or of no kind that we know."""
+    hf = read_hf_config(source)
+    layout, shapes = read_layout(source)
+    return Draft(source, hf, read_json(source / "config.json"), layout, shapes, read_tokenizer(source))
+
+
+def label_keys(rows: int) -> dict[str, Any]:
+    """How config.json says num_labels, as transformers writes it."""
+    labels = {str(i): f"LABEL_{i}" for i in range(rows)}
+    return {"id2label": labels, "label2id": {label: int(i) for i, label in sorted(labels.items(), key=lambda x: x[1])}}
+
+
+def check_shapes(draft: Draft, wanted: Mapping[str, tuple[int, ...]]) -> None:
+    """Raise ValueError unless the tensors are there, in these shapes."""
+    for name, shape in wanted.items():
+        found = draft.shapes.get(name)
+        if found != shape:
+            told = "missing" if found is None else str(list(found))
+            raise ValueError(
+                f"{draft.source}: the tensor {name} is {told}, but should be {list(shape)}: copy it again"
+            )
+
+
+def check_trunk(draft: Draft) -> None:
+    """Raise ValueError unless there are tensors of the family's trunk."""
+    model_class: Any = gpm_class(draft.hf)
+    prefix = model_class.base_model_prefix
+    if not any(name.startswith(f"{prefix}.") for name in draft.shapes):
+        raise ValueError(f"{draft.source} has no tensor {prefix}.*, so no trunk: copy or save it again")

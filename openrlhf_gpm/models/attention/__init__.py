@@ -1,0 +1,1 @@
+"""Attention over forests, one file per kernel."""

@@ -1,0 +1,72 @@
+"""How samples lie in the rows that the trunk reads: padded, packed, or as trees that share the prompt.
+
+Notation: B samples, T columns, N tokens. Indices are into the trunk's output with its first two dims flattened, so
+that every layout is used in the same way.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from openrlhf_gpm.samples.forest import Forest
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What the trunk is called with, and where to look in what it returns."""
+
+    inputs: dict[str, Any]
+    """Keyword arguments of the trunk."""
+
+    last_at: Tensor
+    """(B,) index of each sample's last token."""
+
+    gate_at: Tensor
+    """(B,) index of each prompt's last token, which the gate reads; (G,) of each group's in a forest."""
+
+    index: Tensor | None = None
+    """Index of each column of the batch's input_ids (flattened); None where it did not move."""
+
+
+def padded_layout(input_ids: Tensor, attention_mask: Tensor, prompt_lens: Tensor) -> Layout:
+    """One sample a row, padded left or right: (B, T), (B, T), (B,)."""
+    columns = input_ids.shape[1]
+    row = torch.arange(len(input_ids), device=input_ids.device) * columns
+    return Layout(
+        {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "position_ids": (attention_mask.cumsum(-1) - 1).clamp_min(0),
+        },
+        last_at=row + columns - 1 - attention_mask.flip(1).argmax(1),
+        gate_at=row + attention_mask.argmax(1) + prompt_lens - 1,
+    )
+
+
+def packed_layout(input_ids: Tensor, attention_mask: Tensor, prompt_lens: Tensor) -> Layout:
+    """All samples end to end in one row, without padding; position_ids restart in each: (B, T), (B, T), (B,)."""
+    lengths = attention_mask.sum(1)
+    ends = lengths.cumsum(0)
+    starts = ends - lengths
+    ids = input_ids[attention_mask.bool()]
+    position_ids = torch.arange(len(ids), device=ids.device) - starts.repeat_interleave(lengths)
+    return Layout(
+        # No mask: attention kernels find the sample borders where position_ids restart, and only without a cache.
+        {"input_ids": ids[None], "attention_mask": None, "position_ids": position_ids[None]},
+        last_at=ends - 1,
+        gate_at=starts + prompt_lens - 1,
+        index=attention_mask.flatten().cumsum(0) - 1,
+    )
+
+
+def forest_layout(input_ids: Tensor, forest: Forest) -> Layout:
+    """Groups whose shared tokens come once, in one row: (1, N), see `collate_trees`."""
+    # The mask is there so that transformers makes none; attention goes by the forest.
+    mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=input_ids.device)
+    return Layout(
+        {"input_ids": input_ids, "attention_mask": mask, "position_ids": forest.position_ids, "forest": forest},
+        last_at=forest.last_at,
+        gate_at=forest.gate_at,
+    )

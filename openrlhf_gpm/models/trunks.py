@@ -1,0 +1,112 @@
+"""Which trunks can read forests (`samples/forest.py`), and how long the samples may be."""
+
+import inspect
+from collections.abc import Iterator
+from copy import deepcopy
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AttentionInterface, AttentionMaskInterface, AutoModel, PretrainedConfig
+from transformers.cache_utils import get_layer_types_and_kwargs
+from transformers.masking_utils import sdpa_mask
+
+from openrlhf_gpm.models.attention.sdpa import FOREST_ATTENTION
+
+LAYERS = {"full_attention", "sliding_attention"}
+SDPA = {"sdpa", FOREST_ATTENTION}
+PROBE = "forest_probe"
+
+
+def trunk_class(config: PretrainedConfig) -> Any:
+    """The class of a config's model without a head. Raises ValueError where transformers has none."""
+    try:
+        return AutoModel._model_mapping[type(config)]
+    except KeyError:
+        raise ValueError(f"transformers has no trunk for model type {config.model_type!r}: use a causal LM") from None
+
+
+def use_forest_attention(trunk: Any) -> None:
+    """Give a trunk that uses "sdpa" the attention that reads forests too. Raises ValueError where it cannot."""
+    if trunk.config._attn_implementation == FOREST_ATTENTION:
+        return
+    obstacle = sharing_obstacle(trunk.config)
+    if obstacle:
+        raise ValueError(f"{type(trunk).__name__} reads no forest: {obstacle}")
+    trunk.set_attn_implementation(FOREST_ATTENTION)
+
+
+def sharing_obstacle(config: PretrainedConfig) -> str | None:
+    """Why the samples of a trunk must be encoded in full; None where it reads forests, exactly.
+
+    The trunk is built without memory for its weights and asked.
+    """
+    text = config.get_text_config(decoder=True)
+    for rope in _rope_types(text):
+        if "dynamic" in rope or rope in ("longrope", "su"):
+            return f"its rotary embedding ({rope}) depends on the length of the whole sample"
+    others = sorted(set(get_layer_types_and_kwargs(text)[0]) - LAYERS)
+    if others:
+        return f"it has layers of another kind than attention ({', '.join(others)})"
+    if getattr(text, "alibi", False):
+        return "its attention looks at places in the row (ALiBi), not at positions"
+    attention = config._attn_implementation
+    if attention is None or attention in SDPA:
+        with torch.device("meta"):
+            trunk = trunk_class(config)(deepcopy(config))
+        attention = trunk.config._attn_implementation
+        if attention in SDPA and trunk._can_set_attn_implementation():
+            return _obstacle_in(trunk)
+    return f"its attention ({attention}) is not the sdpa of transformers' AttentionInterface"
+
+
+def _obstacle_in(trunk: Any) -> str | None:
+    """What keeps a trunk on the meta device, which is of no use afterwards, from reading forests."""
+    if getattr(trunk, "_is_stateful", False):
+        return "its layers are recurrent"
+    if any(getattr(module, "is_causal", True) is False for module in trunk.get_decoder().modules()):
+        return "its attention looks ahead"
+    missing = {"position_ids", "attention_mask"} - set(inspect.signature(trunk.forward).parameters)
+    if missing:
+        return f"its forward takes no {', '.join(sorted(missing))}"
+    trunk.set_attn_implementation(PROBE)
+    ids = torch.zeros(1, 2, dtype=torch.long, device="meta")
+    mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device="meta")
+    try:
+        trunk(ids, position_ids=ids, attention_mask=mask, use_cache=False, forest="here")
+    except _Asked as asked:
+        if asked.args == (True,):
+            return None
+    except RuntimeError as error:  # it needs a number before its first attention, and the meta device has none
+        return f"it cannot be asked without weights ({type(error).__name__}: {error})"
+    return "its attention is not told which tokens belong together"
+
+
+class _Asked(Exception):
+    """Raised by a trunk's first call of attention, when all that is asked is what it is given."""
+
+
+def _answer(
+    module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
+) -> tuple[Tensor, None]:
+    raise _Asked("forest" in kwargs and attention_mask is not None and attention_mask.numel() == 1)
+
+
+AttentionInterface.register(PROBE, _answer)
+AttentionMaskInterface.register(PROBE, sdpa_mask)
+
+
+def sliding_window(config: Any) -> int | None:
+    """Longest sample, in tokens, that a model's sliding windows leave whole; None where there is none."""
+    config = config.get_text_config(decoder=True)
+    layer_types, options = get_layer_types_and_kwargs(config)
+    return options["sliding_window"] if "sliding_attention" in layer_types else None
+
+
+def _rope_types(config: Any) -> Iterator[str]:
+    """Every kind of rotary embedding in a config: one for the model, or one for each type of layer."""
+    for name in ("rope_parameters", "rope_scaling"):
+        value = getattr(config, name, None) or {}
+        for rope in (value, *value.values()):
+            if isinstance(rope, dict):
+                yield str(rope.get("rope_type", rope.get("type", "default")))

@@ -1,0 +1,1 @@
+"""Token ids: prompts and responses become samples, samples become batches."""

@@ -1,0 +1,210 @@
+"""Groups as trees: the tokens that a group's samples share come once, and every sample branches off from them.
+
+Causal attention makes the states of a sample's first tokens independent of what follows them, so every number is that
+of encoding the samples one by one. All trees of a call lie in one row without padding: linear layers see each token
+once. Attention (`models/attention/sdpa.py`) takes the row apart into `Part`s.
+
+Notation: G groups, B samples; S tokens of a prefix, W of a branch; N tokens in the row; R rows of a part. Places are
+indices into the row.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, fields, replace
+from itertools import accumulate
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from openrlhf_gpm.samples.batch import fullest_prompt, shared_length
+from openrlhf_gpm.samples.formatting import Encoded
+
+MAX_SHARE = 0.9
+"""Groups are read as trees where these have at most this share of the tokens that they have otherwise."""
+
+KEY_COST = 1 / 8
+"""Memory of a key in attention over that of a token in the linear layers, roughly."""
+
+MIN_WIDTH = 31
+"""Up to so many tokens, lengths make no difference to which rows share a call of attention."""
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """Prefixes, or branches of like length behind prefixes of like length: what one call of attention reads."""
+
+    rows: int
+    """R"""
+
+    width: int
+    """W, the longest row's own tokens."""
+
+    seen: int
+    """S + W, with the longest prefix before these rows: keys."""
+
+    prefix_lens: Tensor | None
+    """(R,) tokens before each row; None where nothing is before any."""
+
+    _masks: dict[tuple[int, torch.dtype], Tensor] = field(init=False, repr=False, default_factory=dict)
+
+    def mask(self, copies: int, dtype: torch.dtype) -> Tensor:
+        """Where queries see keys: (R, 1, copies W, S + W), all queries copy after copy; for parts behind prefixes.
+
+        True where they do; of a float dtype 0 where they do, else -inf. Made once, where the part is when attention
+        first asks: on its way there it would be the heaviest thing in a batch.
+        """
+        if (copies, dtype) not in self._masks:
+            assert self.prefix_lens is not None
+            R, W, S, device = self.rows, self.width, self.seen - self.width, self.prefix_lens.device
+            before = torch.arange(S, device=device) < self.prefix_lens[:, None]
+            own = torch.ones(W, W, dtype=torch.bool, device=device).tril()
+            sees = torch.cat([before[:, None].expand(R, W, S), own.expand(R, W, W)], -1)
+            sees = sees[:, None].repeat(1, 1, copies, 1)
+            if dtype != torch.bool:
+                sees = torch.zeros_like(sees, dtype=dtype).masked_fill_(~sees, -torch.inf)
+            self._masks[copies, dtype] = sees
+        return self._masks[copies, dtype]
+
+    def to(self, device: torch.device | str) -> "Part":
+        return self if self.prefix_lens is None else replace(self, prefix_lens=self.prefix_lens.to(device))
+
+
+@dataclass(frozen=True, eq=False)
+class Forest:
+    """How the tokens of a row hang together, and where to look in what the trunk returns for it."""
+
+    parts: tuple[Part, ...]
+
+    longest: int
+    """Tokens of the longest sample."""
+
+    position_ids: Tensor
+    """(1, N) of each token in its sample, from 0."""
+
+    queries: Tensor
+    """(sum of R W,) places of the rows' own tokens, part after part; each row padded right with place 0."""
+
+    keys: Tensor
+    """(sum of R (S + W),) places of the tokens before a row and of its own, each padded right with place 0."""
+
+    back: Tensor
+    """(N,) where each token is among the queries."""
+
+    last_at: Tensor
+    """(B,) places of the samples' last tokens."""
+
+    gate_at: Tensor
+    """(G,) places of the prompts' last tokens, each in the group's `fullest_prompt`."""
+
+    def to(self, device: torch.device | str) -> "Forest":
+        """As a tensor's: the same on another device."""
+        parts = tuple(part.to(device) for part in self.parts)
+        tensors = {f.name: x.to(device) for f in fields(self) if isinstance(x := getattr(self, f.name), Tensor)}
+        return Forest(parts=parts, longest=self.longest, **tensors)
+
+
+def collate_trees(groups: Sequence[Sequence[Encoded]]) -> dict[str, Any]:
+    """What a GPM's forward takes: `input_ids` (1, N), all prefixes end to end, then all branches, and the `forest`.
+
+    Two samples "a b c d" and "a b e" of one group become the row "a b c d e", of which attention reads two parts:
+    the prefix "a b", and the branches "c d" and "e", each of which also sees "a b".
+    """
+    encoded = [e for group in groups for e in group]
+    first = list(accumulate(map(len, groups), initial=0))[:-1]  # a group's first sample
+    places = sample_places(groups)
+    samples = [torch.cat(pair) for pair in places]
+
+    where = torch.cat(samples)
+    input_ids, position_ids = torch.empty(2, int(where.max()) + 1, dtype=torch.long)
+    input_ids[where] = torch.tensor([token for e in encoded for token in e.input_ids])
+    position_ids[where] = torch.cat([torch.arange(len(sample)) for sample in samples])
+
+    nothing = torch.empty(0, dtype=torch.long)
+    prefixes = [(nothing, places[i][0]) for i in first if len(places[i][0])]
+    parts, *of_parts = zip(*_cut(prefixes), *_cut(places), strict=True)
+    queries, is_query, keys = map(torch.cat, of_parts)
+    back = torch.empty_like(position_ids)
+    back[queries[is_query]] = is_query.nonzero().squeeze(-1)
+
+    fullest = [i + fullest_prompt(group) for i, group in zip(first, groups, strict=True)]
+    forest = Forest(
+        parts=parts,
+        longest=max(map(len, samples)),
+        position_ids=position_ids[None],
+        queries=queries,
+        keys=keys,
+        back=back,
+        last_at=torch.stack([sample[-1] for sample in samples]),
+        gate_at=torch.stack([samples[i][encoded[i].prompt_len - 1] for i in fullest]),
+    )
+    return {"input_ids": input_ids[None], "forest": forest}
+
+
+def sample_places(groups: Sequence[Sequence[Encoded]]) -> list[tuple[Tensor, Tensor]]:
+    """Where the tokens of each sample are in the row of `collate_trees`: B pairs of those it shares and its own."""
+    shared = [shared_length(group) for group in groups]
+    own = [len(e.input_ids) - S for group, S in zip(groups, shared, strict=True) for e in group]
+    places = torch.arange(sum(shared) + sum(own)).split([*shared, *own])
+    prefixes = [prefix for prefix, group in zip(places, groups, strict=False) for _ in group]
+    return list(zip(prefixes, places[len(groups) :], strict=True))
+
+
+def tree_pays(groups: Sequence[Sequence[Encoded]], full: int) -> bool:
+    """Whether groups have enough fewer tokens as trees than the `full` tokens that they have otherwise."""
+    tokens = sum(len(e.input_ids) for group in groups for e in group)
+    tokens -= sum((len(group) - 1) * shared_length(group) for group in groups)
+    return tokens <= MAX_SHARE * full
+
+
+def tree_batches(groups: Sequence[Sequence[Encoded]], batch_tokens: int) -> Iterator[list[tuple[int, range]]]:
+    """Batches of (group, which of its samples), prefixes of like length together, longest first.
+
+    A batch takes the memory of at most batch_tokens tokens, a key that attention reads counted as `KEY_COST` of one. A
+    group that takes more is split, and its prefix read again; what is too long alone makes its own batch.
+    """
+    batch: list[tuple[int, range]] = []
+    used = 0.0
+    shared = [shared_length(group) for group in groups]
+    for g in sorted(range(len(groups)), key=lambda g: -shared[g]):
+        S, longest = shared[g], max(len(e.input_ids) for e in groups[g])
+        each = longest - S + longest * KEY_COST
+        size = max(1, min(len(groups[g]), int((batch_tokens - S) / each)))
+        for first in range(0, len(groups[g]), size):
+            samples = range(first, min(first + size, len(groups[g])))
+            cost = S + each * len(samples)
+            if batch and used + cost > batch_tokens:
+                yield batch
+                batch, used = [], 0.0
+            batch.append((g, samples))
+            used += cost
+    if batch:
+        yield batch
+
+
+def _cut(rows: Sequence[tuple[Tensor, Tensor]]) -> Iterator[tuple[Part, Tensor, Tensor, Tensor]]:
+    """Parts of rows, which are given as places of the tokens before them and of their own.
+
+    With each part: places of its queries, (R W,), True where these are no padding, and places of its keys. Lengths
+    within a part differ by less than a factor of two, or are at most `MIN_WIDTH`: padding does not get out of hand.
+    """
+    alike: dict[tuple[int, int], list[int]] = defaultdict(list)
+    for i, (before, own) in enumerate(rows):
+        alike[_magnitude(len(own)), _magnitude(len(before))].append(i)
+    for _, members in sorted(alike.items(), reverse=True):
+        before, is_before = _pad([rows[i][0] for i in members])  # (R, S)
+        own, is_own = _pad([rows[i][1] for i in members])  # (R, W)
+        keys = torch.cat([before, own], 1)
+        part = Part(len(own), own.shape[1], keys.shape[1], is_before.sum(1) if before.shape[1] else None)
+        yield part, own.flatten(), is_own.flatten(), keys.flatten()
+
+
+def _magnitude(length: int) -> int:
+    return max(length, MIN_WIDTH).bit_length()
+
+
+def _pad(rows: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """(R, longest) rows padded right with 0, and True where they are not."""
+    padded = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+    lengths = torch.tensor([len(row) for row in rows])
+    return padded, torch.arange(padded.shape[1]) < lengths[:, None]

@@ -1,0 +1,195 @@
+"""From (prompt, response) to token ids: the one formatter of training, evaluation, scoring, serving and RL.
+
+A sample is: one BOS (where the tokenizer has one), the prompt, the response, one EOS. The prompt is everything before
+the last assistant turn, with the generation prompt. A checkpoint that was trained with other conventions records them.
+"""
+
+from dataclasses import dataclass
+from itertools import takewhile
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from openrlhf_gpm.config import CHOICES, GPMConfig, check_input_template
+
+Prompt = str | list[dict[str, Any]]
+
+FIRST, SECOND = "[RESPONSE A]", "[RESPONSE B]"
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Token ids of one sample and how many of them, from the first, are the prompt's (1 <= prompt_len <= length)."""
+
+    input_ids: list[int]
+    prompt_len: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.prompt_len <= len(self.input_ids):
+            raise ValueError(f"prompt_len {self.prompt_len} is outside 1..{len(self.input_ids)}, the sample")
+
+
+class Formatter:
+    """Renders and tokenises a prompt with one of its responses.
+
+    Args:
+        tokenizer: a HF tokenizer with an EOS token.
+        chat_template: render with the tokenizer's chat template; otherwise prompt and response are joined as they are.
+        input_template: without a chat template, how to write the prompt, with {} in its place.
+        max_len: cut samples to this many tokens; the EOS stays.
+        generation_prompt: the prompt ends with the template's generation prompt.
+        bos: "one": exactly one in front; "tokenizer": those that the tokenizer adds to the rendered text, and those
+            that the template writes.
+        eos: "append": exactly one after the text; "replace": the text's last token becomes the EOS.
+
+    Raises:
+        ValueError: the tokenizer lacks what is asked of it, or the two kinds of template are combined.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        *,
+        chat_template: bool,
+        input_template: str | None = None,
+        max_len: int | None = None,
+        generation_prompt: bool = True,
+        bos: str = "one",
+        eos: str = "append",
+    ) -> None:
+        if tokenizer.eos_token_id is None:
+            raise ValueError("the tokenizer has no EOS token: set eos_token in tokenizer_config.json")
+        if chat_template and not getattr(tokenizer, "chat_template", None):
+            raise ValueError(
+                "the tokenizer has no chat template: give one with --data.tokenizer_chat_template, or train without "
+                "--data.apply_chat_template"
+            )
+        if chat_template and input_template is not None:
+            raise ValueError("--data.input_template is for plain text: leave it out with --data.apply_chat_template")
+        check_input_template(input_template)
+        for name, value in (("bos", bos), ("eos", eos)):
+            if value not in CHOICES[name]:
+                raise ValueError(f"{name} must be one of {', '.join(CHOICES[name])}; got {value!r}")
+        self.tokenizer = tokenizer
+        self.chat_template = chat_template
+        self.input_template = input_template
+        self.max_len = max_len
+        self.generation_prompt = generation_prompt
+        self.bos = bos
+        self.eos = eos
+
+    @classmethod
+    def from_config(cls, tokenizer: Any, config: GPMConfig) -> "Formatter":
+        """The formatter that a checkpoint was trained with."""
+        return cls(
+            tokenizer,
+            chat_template=config.chat_template,
+            input_template=config.input_template,
+            max_len=config.max_len,
+            generation_prompt=config.generation_prompt,
+            bos=config.bos,
+            eos=config.eos,
+        )
+
+    @property
+    def pad_token_id(self) -> int:
+        """Any id does, because the attention mask covers it: the EOS where there is no padding token."""
+        pad = self.tokenizer.pad_token_id
+        return int(self.tokenizer.eos_token_id if pad is None else pad)
+
+    def encode(self, prompt: Prompt, response: str) -> Encoded:
+        """Token ids of prompt + response.
+
+        prompt: a text, or messages [{"role", "content"}, ...] up to the turn that is answered (chat template only).
+        response: the last assistant turn's text, may be empty; an EOS text at its end is taken as the end itself.
+        Raises ValueError when max_len leaves no room for the response.
+        """
+        prompt_text, text = self.render(prompt, response)
+        prompt_ids = self._tokenize(prompt_text)
+        ids = self._tokenize(text)
+        # `body` is all but the last token, which is the EOS in any case.
+        body = ids[:-1] if self.eos == "replace" else self._without_eos(ids)
+        # Counted in tokens: the text's border may lie inside a token, which then belongs to the response.
+        prompt_len = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(prompt_ids, ids, strict=False)))
+        if self.max_len is not None and len(body) >= self.max_len:
+            if prompt_len >= self.max_len - 1:
+                raise ValueError(
+                    f"the prompt has {prompt_len} tokens, which leaves no room for the response within max_len "
+                    f"{self.max_len}: shorten the prompt or raise --data.max_len"
+                )
+            body = body[: self.max_len - 1]
+            if self.eos == "append":
+                body = self._without_eos(body)
+        # Without a BOS, an empty prompt leaves the gate nothing but the first token.
+        return Encoded([*body, self.tokenizer.eos_token_id], max(1, min(prompt_len, len(body))))
+
+    def render(self, prompt: Prompt, response: str) -> tuple[str, str]:
+        """Texts of the prompt alone (ready for an answer, with `generation_prompt`) and of prompt and response."""
+        eos_text = self.tokenizer.eos_token
+        while response.endswith(eos_text):
+            response = response.removesuffix(eos_text)
+        if not self.chat_template:
+            if not isinstance(prompt, str):
+                raise ValueError("messages need a chat template: give the prompt as a text, or train with a template")
+            prompt_text = self.input_template.format(prompt) if self.input_template else prompt
+            return prompt_text, prompt_text + response
+
+        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+        answered = [*messages, {"role": "assistant", "content": response}]
+        try:
+            prompt_text = self.tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=self.generation_prompt
+            )
+            text = self.tokenizer.apply_chat_template(answered, tokenize=False)
+        except Exception as error:  # jinja's errors and what templates raise themselves: roles, order, system turns
+            raise ValueError(f"the chat template rejects these messages: {error}") from error
+        if self.eos == "append" and text.rstrip().endswith(eos_text):  # ChatML ends a turn with "<|im_end|>\n"
+            text = text.rstrip()
+        return prompt_text, text
+
+    def _tokenize(self, text: str) -> list[int]:
+        if self.bos == "tokenizer":
+            return list(self.tokenizer(text)["input_ids"])
+        ids = list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        bos = self.tokenizer.bos_token_id
+        if bos is None:
+            return ids
+        # Exactly one BOS in front: templates often write one already.
+        return [bos, *ids[sum(1 for _ in takewhile(lambda i: i == bos, ids)) :]]
+
+    def _without_eos(self, ids: list[int]) -> list[int]:
+        """No EOS at the end. The first token stays: it is the BOS, which some tokenizers also use as EOS."""
+        kept = len(ids)
+        while kept > 1 and ids[kept - 1] == self.tokenizer.eos_token_id:
+            kept -= 1
+        return ids[:kept]
+
+
+def pair_text(first: str, second: str) -> str:
+    """The one response text that head "pairwise" reads in place of two: both, each under its mark.
+
+    Its reward r(x, first, second) says how well the first does against the second. Swapping them gives another text.
+    """
+    return f"{FIRST}\n{first}\n{SECOND}\n{second}"
+
+
+def collate(encoded: list[Encoded], pad_token_id: int, side: str = "left") -> dict[str, Tensor]:
+    """Pad B samples to the longest, T: LongTensors input_ids (B, T), attention_mask (B, T), prompt_lens (B,)."""
+    if side not in ("left", "right"):
+        raise ValueError(f"side must be 'left' or 'right', got {side!r}")
+    rows = [torch.tensor(e.input_ids, dtype=torch.long) for e in encoded]
+
+    def pad(rows: list[Tensor], value: int) -> Tensor:
+        return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=value, padding_side=side)
+
+    return {
+        "input_ids": pad(rows, pad_token_id),
+        "attention_mask": pad([torch.ones_like(row) for row in rows], 0),
+        "prompt_lens": torch.tensor([e.prompt_len for e in encoded], dtype=torch.long),
+    }
+
+
+def padded_tokens(encoded: list[Encoded]) -> int:
+    """Tokens of the batch that `collate` makes, padding included."""
+    return len(encoded) * max(len(e.input_ids) for e in encoded)

@@ -1,0 +1,1 @@
+"""Groups to numbers: the one scorer."""

@@ -1,0 +1,157 @@
+"""From groups of encoded samples to embeddings and gates: what a backend is, and the one that runs the model here."""
+
+import logging
+from collections.abc import Iterator, Sequence
+from itertools import accumulate, pairwise
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from openrlhf_gpm.config import GPMConfig
+from openrlhf_gpm.models.trunks import sharing_obstacle, sliding_window
+from openrlhf_gpm.samples.batch import fullest_prompt, length_batches
+from openrlhf_gpm.samples.forest import collate_trees, tree_batches, tree_pays
+from openrlhf_gpm.samples.formatting import Encoded, collate
+
+logger = logging.getLogger(__name__)
+
+BATCH_TOKENS = 16384
+SHARE_PROMPT = ("auto", "off")
+
+Sample = tuple[int, int]  # group, and which of its samples
+
+
+class Backend(Protocol):
+    """What turns token ids into embeddings."""
+
+    @property
+    def config(self) -> GPMConfig: ...
+    @property
+    def device(self) -> torch.device: ...
+
+    def embed_groups(self, groups: Sequence[Sequence[Encoded]]) -> tuple[Tensor, Tensor]:
+        """G groups of samples, N in all -> v (N, 2k) in order and one gate a group (G, k), fp32 on the CPU.
+
+        The gate is that of the group's `fullest_prompt`; all ones without a gate.
+        """
+        ...
+
+
+@torch.no_grad()
+def embed_encoded(
+    model: Any, encoded: list[Encoded], pad_token_id: int, device: torch.device | str
+) -> tuple[Tensor, Tensor]:
+    """One model call on B encoded samples -> embeddings (B, 2k) and gates (B, k), fp32 on the CPU."""
+    batch = {name: tensor.to(device) for name, tensor in collate(encoded, pad_token_id).items()}
+    v, gate = model(**batch)
+    return v.float().cpu(), gate.float().cpu()
+
+
+@torch.no_grad()
+def embed_trees(model: Any, groups: Sequence[Sequence[Encoded]], device: torch.device | str) -> tuple[Tensor, Tensor]:
+    """As `embed_encoded`, the samples given by group: one model call in which a group's shared tokens come once."""
+    batch = {name: value.to(device) for name, value in collate_trees(groups).items()}
+    v, gate = model(**batch)
+    sizes = torch.tensor([len(group) for group in groups], device=gate.device)
+    return v.float().cpu(), gate.repeat_interleave(sizes, dim=0).float().cpu()
+
+
+class TorchBackend:
+    """Embeddings from a loaded GPM: the prompt once where that pays and is exact, else every sample in full.
+
+    Args:
+        model: a GPM in eval mode.
+        device: where it is.
+        batch_tokens: tokens of a forward pass, padding included.
+        pad_token_id: any id.
+        share_prompt: "auto", or "off" to encode every sample in full.
+
+    Raises:
+        ValueError: batch_tokens < 1 or another share_prompt; the text names the flag.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        device: torch.device | str = "cpu",
+        batch_tokens: int = BATCH_TOKENS,
+        pad_token_id: int = 0,
+        share_prompt: str = "auto",
+    ) -> None:
+        if batch_tokens < 1:
+            raise ValueError(f"--batch_tokens must be >= 1, got {batch_tokens}")
+        check_share_prompt(share_prompt)
+        self.model = model
+        self.config: GPMConfig = model.gpm_config
+        self.device = torch.device(device)
+        self.batch_tokens = batch_tokens
+        self.pad_token_id = pad_token_id
+        self.share_prompt = share_prompt
+        self.longest_shared: int | None = None  # tokens of a sample, where a sliding window sets a limit
+        if share_prompt == "auto":
+            obstacle = sharing_obstacle(model.config)
+            if obstacle:
+                logger.warning("prompts are not shared between responses: %s", obstacle)
+                self.share_prompt = "off"
+            else:
+                self.longest_shared = sliding_window(model.config)
+
+    def embed_groups(self, groups: Sequence[Sequence[Encoded]]) -> tuple[Tensor, Tensor]:
+        """See `Backend`."""
+        v = torch.empty(sum(map(len, groups)), self.config.dim)
+        gate = torch.ones(len(groups), self.config.k)
+        rows = group_rows(groups)
+        readers = [fullest_prompt(group) if group else None for group in groups]
+        for samples, (v_pass, gate_pass) in self._passes(groups):
+            v[[rows[g][i] for g, i in samples]] = v_pass
+            for row, (g, i) in enumerate(samples):
+                if i == readers[g]:
+                    gate[g] = gate_pass[row]
+        return v, gate
+
+    def _passes(self, groups: Sequence[Sequence[Encoded]]) -> Iterator[tuple[list[Sample], tuple[Tensor, Tensor]]]:
+        """Samples, and their embeddings and gates, until all groups are through."""
+        shared = [g for g, group in enumerate(groups) if self.shares(group)]
+        for trees in tree_batches([groups[g] for g in shared], self.batch_tokens):
+            members = [[(shared[n], i) for i in which] for n, which in trees]
+            encoded = [[groups[g][i] for g, i in tree] for tree in members]
+            yield [sample for tree in members for sample in tree], embed_trees(self.model, encoded, self.device)
+
+        whole = [(g, i) for g in sorted(set(range(len(groups))) - set(shared)) for i in range(len(groups[g]))]
+        for batch in length_batches([len(groups[g][i].input_ids) for g, i in whole], self.batch_tokens):
+            samples = [whole[n] for n in batch]
+            rows = [groups[g][i] for g, i in samples]
+            yield samples, embed_encoded(self.model, rows, self.pad_token_id, self.device)
+
+    def shares(self, group: Sequence[Encoded]) -> bool:
+        """Whether the group's common prefix is computed once."""
+        if self.share_prompt == "off" or len(group) < 2:
+            return False
+        if self.longest_shared is not None and max(len(e.input_ids) for e in group) > self.longest_shared:
+            return False
+        return tree_pays([group], sum(len(e.input_ids) for e in group))
+
+
+def pick_device(device: torch.device | str | None) -> torch.device:
+    """The device asked for, by default the GPU where there is one. Raises ValueError where torch finds no such."""
+    gpus = torch.cuda.device_count()
+    try:
+        picked = torch.device(device or ("cuda" if gpus else "cpu"))
+    except RuntimeError as error:
+        raise ValueError(f"--device {device} is not the name of a device: give cuda, cuda:1 or cpu") from error
+    if picked.type == "cuda" and (picked.index or 0) >= gpus:
+        raise ValueError(f"--device {device}: torch finds {gpus or 'no'} GPUs here; give another, or leave it out")
+    return picked
+
+
+def check_share_prompt(share_prompt: str) -> None:
+    """Raise ValueError unless it is one of `SHARE_PROMPT`."""
+    if share_prompt not in SHARE_PROMPT:
+        raise ValueError(f"--share_prompt must be one of {', '.join(SHARE_PROMPT)}; got {share_prompt!r}")
+
+
+def group_rows(groups: Sequence[Sequence[Encoded]]) -> list[list[int]]:
+    """For each group, where its samples are when all are laid in a row."""
+    ends = list(accumulate(map(len, groups), initial=0))
+    return [list(range(start, end)) for start, end in pairwise(ends)]

@@ -1,0 +1,136 @@
+"""Embeddings from vLLM, for a GPM in the layout of a plain classifier (`openrlhf-gpm convert --to classifier`).
+
+vLLM knows nothing of a GPM: it applies the head, [2k, H], or [3k, H] with the gate's rows last, to the last token of
+each request. A group is its K samples, and for the gate the prompt alone; prefix caching computes once what requests
+begin with. Normalisation, gate and scores are ours. vLLM is imported when an engine starts.
+"""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from openrlhf_gpm.checkpoints.checkpoint import read_hf_config
+from openrlhf_gpm.config import GPMConfig
+from openrlhf_gpm.models.gpm import finish_embedding, scale_gate
+from openrlhf_gpm.samples.batch import fullest_prompt
+from openrlhf_gpm.samples.formatting import Encoded
+from openrlhf_gpm.scoring.torch_backend import pick_device
+
+CPU_BLOCK = 32
+"""Tokens of a cache block on a CPU, where vLLM takes multiples of 32. Prefixes are shared in whole blocks."""
+
+MAX_SEQS = 256
+"""Requests in one step of the engine, vLLM's own default; a step has room for a token of each."""
+
+
+class VLLMBackend:
+    """A vLLM engine as the backend of a `GPM`.
+
+    Args:
+        path: a checkpoint in layout "classifier".
+        dtype: of the trunk; default: as stored on a GPU, fp32 on a CPU. The head is fp32 in any case.
+        device: "cuda", "cuda:1" (the other GPUs are then hidden from this process) or "cpu"; default: the kind that
+            this vLLM is built for.
+        batch_tokens: tokens in one step of the engine, at least MAX_SEQS.
+        share_prompt: "auto": prefix caching; "off": without.
+        options: more arguments of vllm.LLM, such as tensor_parallel_size or gpu_memory_utilization.
+
+    Raises:
+        ValueError: a checkpoint in another layout, a device that vLLM does not have, or no vLLM.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        dtype: torch.dtype | str | None = None,
+        device: torch.device | str | None = None,
+        batch_tokens: int = 16384,
+        share_prompt: str = "auto",
+        **options: Any,
+    ) -> None:
+        config = read_hf_config(Path(path))
+        self.config = GPMConfig.from_pretrained_config(config)
+        self.hidden_size = config.get_text_config().hidden_size
+        if self.config.layout != "classifier":
+            raise ValueError(
+                f"--backend vllm: {path} is a GPM in its own layout: use `openrlhf-gpm convert --from gpm --to "
+                "classifier` first, or --backend torch"
+            )
+        if batch_tokens < 1:
+            raise ValueError(f"--batch_tokens must be >= 1, got {batch_tokens}")
+        asked = None if device is None else pick_device(device)
+        if asked is not None and asked.type == "cuda" and asked.index is not None:
+            _show_only(asked.index)  # vLLM takes the first GPU that it sees
+        try:
+            from vllm import LLM, PoolingParams
+            from vllm.platforms import current_platform
+        except ImportError as error:
+            raise ValueError(f"--backend vllm: cannot import vLLM ({error}): install it, or use torch") from error
+
+        self.device = torch.device(current_platform.device_type)
+        if asked is not None and asked.type != self.device.type:
+            raise ValueError(f"--device {device}: this vLLM is built for {self.device}: leave --device out")
+        on_cpu = self.device.type == "cpu"
+        if dtype is None:  # vLLM's own "auto" would make bf16 of fp32
+            dtype = torch.float32 if on_cpu else config.dtype or "auto"
+        self.llm = LLM(
+            model=str(path),
+            runner="pooling",
+            dtype=str(dtype).removeprefix("torch."),
+            enable_prefix_caching=share_prompt == "auto",
+            max_num_batched_tokens=max(batch_tokens, MAX_SEQS),
+            max_num_seqs=MAX_SEQS,
+            **({"block_size": CPU_BLOCK} if on_cpu else {}) | options,
+        )
+        self.longest = self.llm.llm_engine.model_config.max_model_len  # tokens
+        # The head's numbers as they are. "classify" is the pooling task that reads the prefix cache.
+        self.params = PoolingParams(task="classify", use_activation=False)
+
+    def embed_groups(self, groups: Sequence[Sequence[Encoded]]) -> tuple[Tensor, Tensor]:
+        """G groups of samples, N in all -> v (N, 2k) in order and one gate a group (G, k), fp32 on the CPU.
+
+        Raises ValueError for a sample that is longer than the engine takes.
+        """
+        requests: list[list[int]] = []
+        prompts: list[int] = []  # where they are among the requests
+        samples: list[int] = []
+        for group in groups:
+            if self.config.gated:  # first: what it computes, the samples find in the cache
+                fullest = group[fullest_prompt(group)]
+                prompts.append(len(requests))
+                requests.append(fullest.input_ids[: fullest.prompt_len])
+            samples += range(len(requests), len(requests) + len(group))
+            requests += [sample.input_ids for sample in group]
+        if not requests:
+            return torch.empty(0, self.config.dim), torch.ones(len(groups), self.config.k)
+        longest = max(map(len, requests))
+        if longest > self.longest:
+            raise ValueError(
+                f"a sample of {longest} tokens is longer than the {self.longest} that vLLM takes for this model "
+                "(max_position_embeddings): leave it out, or use --backend torch"
+            )
+        outputs = self.llm.encode(
+            [{"prompt_token_ids": ids} for ids in requests],
+            pooling_params=self.params,
+            pooling_task="classify",
+            use_tqdm=False,
+        )
+        rows = self.config.head_rows
+        out = torch.stack([output.outputs.data.float().cpu() for output in outputs])  # (requests, 2k or 3k)
+        v = finish_embedding(out[samples, :rows], self.config)
+        if not self.config.gated:
+            return v, torch.ones(len(groups), self.config.k)
+        return v, scale_gate(out[prompts, rows:], self.config.gate, self.hidden_size)
+
+
+def _show_only(index: int) -> None:
+    """Hide all GPUs from this process and its children but one of those that it sees."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = visible.split(",") if visible else [str(i) for i in range(torch.cuda.device_count())]
+    if index >= len(names):
+        raise ValueError(f"--device cuda:{index}: there are {len(names)} GPUs")
+    os.environ["CUDA_VISIBLE_DEVICES"] = names[index]

@@ -1,0 +1,79 @@
+"""Builds a GPM the way OpenRLHF builds its reward model: ZeRO-3 init, LoRA, 4-bit, MoE are upstream's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
+
+import deepspeed
+import torch
+from openrlhf.models import get_llm_for_sequence_regression
+from openrlhf.utils.logging_utils import init_logger
+from torch import nn
+from transformers import AutoConfig
+
+from openrlhf_gpm.config import GPMConfig
+from openrlhf_gpm.models.gpm import make_gpm_class
+from openrlhf_gpm.trainer.arguments import config_from_flags
+
+logger = init_logger(__name__)
+
+
+def model_builder(args: SimpleNamespace) -> Callable[..., nn.Module]:
+    """`get_llm_for_sequence_regression` for this run's arguments, with a GPM where the scalar reward model was."""
+    return partial(build_gpm, args=args)
+
+
+def build_gpm(
+    path: str, model_type: str, *, args: SimpleNamespace, init_value_head: bool = False, **kwargs: Any
+) -> nn.Module:
+    """A GPM from a causal language model (a new head) or from a GPM checkpoint; other models are upstream's.
+
+    `model_type` is "reward" or "critic"; `kwargs` are those of `get_llm_for_sequence_regression`.
+    """
+    if model_type != "reward":
+        return get_llm_for_sequence_regression(path, model_type, init_value_head=init_value_head, **kwargs)
+    stored = getattr(AutoConfig.from_pretrained(path), "gpm", None)
+    gpm = GPMConfig.from_dict(stored) if stored else config_from_flags(args)
+    if stored and init_value_head:
+        logger.warning("%s is a GPM already: its own dim, gate, tau and format are kept, not those of --gpm.*", path)
+    kwargs["value_head_prefix"] = "score"
+    to_save = ["score", *(["gate"] if gpm.gated else []), *(["temperature"] if gpm.learn_tau else [])]
+    model = get_llm_for_sequence_regression(
+        path,
+        model_type,
+        init_value_head=init_value_head and not stored,
+        reward_model_class=_gpm_class,
+        config_overrides={"gpm": gpm.to_dict(), "value_head_prefix": "score"},
+        lora_modules_to_save=to_save,
+        **kwargs,
+    )
+    if init_value_head and not stored and gpm.gated:
+        _zero_(model.gate.weight)
+    return model
+
+
+def store_tau(model: Any) -> None:
+    """Write the value that a learnable tau has now into the model's config, where scoring reads it. Collective."""
+    if not model.config.gpm["learn_tau"]:
+        return
+    temperature = model.temperature
+    gathered = deepspeed.zero.GatheredParameters([temperature.rho], enabled=hasattr(temperature.rho, "ds_id"))
+    with gathered, torch.no_grad():
+        model.config.gpm["tau"] = float(temperature())
+
+
+def _gpm_class(pretrained_class: type, trunk_class: type, _prefix: str, packing_samples: bool) -> type:
+    """`make_gpm_class` with the arguments of OpenRLHF's `_get_reward_model`; a GPM's head is always `score`."""
+    return make_gpm_class(pretrained_class, trunk_class, packing_samples)
+
+
+def _zero_(weight: nn.Parameter) -> None:
+    """Every lambda starts equal. Under ZeRO-3 the weight is a shard and has to be gathered first."""
+    with (
+        deepspeed.zero.GatheredParameters([weight], modifier_rank=0, enabled=hasattr(weight, "ds_id")),
+        torch.no_grad(),
+    ):
+        weight.zero_()

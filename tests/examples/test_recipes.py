@@ -1,0 +1,180 @@
+"""Every command line of every recipe goes through OpenRLHF's own parsers and checks, our plugin's included.
+
+A recipe is run with stubs for the programs that it starts; each stub writes down its arguments and does nothing.
+"""
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import yaml
+
+from openrlhf_gpm.config import GPMConfig
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+STUB = """#!{python} -I
+import json, os, sys
+with open({record!r}, "a") as file:
+    file.write(json.dumps([os.path.basename(sys.argv[0]), *sys.argv[1:]]) + "\\n")
+if sys.argv[1:2] == ["show"]:
+    print("node-1")
+"""
+PROGRAMS = ("deepspeed", "python", "python3", "ray", "srun", "scontrol")
+SLURM = {"SLURM_JOB_NODELIST": "node-[1-4]", "SLURM_JOB_NUM_NODES": "4"}
+RECIPES = {  # name -> (command, environment)
+    "train_gpm gemma": (["recipes/train_gpm_8gpu.sh", "gemma-2b"], {}),
+    "train_gpm llama": (["recipes/train_gpm_8gpu.sh", "llama-8b"], {}),
+    "train_gpm cyclic": (["recipes/train_gpm_cyclic.sh"], {"DATA": "cyclic.jsonl"}),
+    "train_bt cyclic": (["recipes/train_gpm_cyclic.sh", "--reward_model_type", "bt"], {"DATA": "cyclic.jsonl"}),
+    "gpo": (["recipes/gpo_llama3_8b_8gpu.sh"], {}),
+    "gpo bt": (["recipes/gpo_llama3_8b_8gpu.sh", "--reward_model_type", "bt"], {}),
+    "sppo": (["recipes/sppo_llama3_8b_8gpu.sh"], {}),
+    "sppo hard": (["recipes/sppo_llama3_8b_8gpu.sh", "--gpo.hard", "--gpo.responses", "best_worst"], {}),
+    "gpo ray job": (["cluster/ray_job.sh"], {"NODES": "4"}),
+    "gpo slurm": (["cluster/slurm.sbatch"], SLURM),
+    "smollm2 gpm": (["smollm2/train.sh", "gpm", "train.jsonl", "--gpm.no_normalize", "--gpm.tau", "1"], {}),
+    "smollm2 bt": (["smollm2/train.sh", "bt", "train.jsonl", "--gpm.head", "reward"], {}),
+    "cpu train_gpm": (["cpu/train_gpm.sh"], {}),
+    "cpu gpo": (["cpu/gpo.sh"], {"RAY_ADDRESS": "127.0.0.1:6379"}),
+    "cpu sppo": (["cpu/gpo.sh"], {"RAY_ADDRESS": "127.0.0.1:6379", "LOSS": "sppo"}),
+}
+
+
+@pytest.fixture
+def reward(tmp_path: Path) -> Path:
+    """What the checks read of a GPM: its config.json."""
+    config = {"model_type": "llama", "architectures": ["LlamaForSequenceClassification"], "gpm": GPMConfig().to_dict()}
+    for folder in (tmp_path / "reward", tmp_path / "world" / "gpm"):
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text(json.dumps(config))
+    return tmp_path / "reward"
+
+
+def recorded(script: list[str], environment: dict[str, str], reward: Path) -> list[list[str]]:
+    """Argument lists, program first, that the recipe started, in order."""
+    root = reward.parent
+    (root / "bin").mkdir()
+    for name in PROGRAMS:
+        stub = root / "bin" / name
+        stub.write_text(STUB.format(python=sys.executable, record=str(root / "record")))
+        stub.chmod(0o755)
+    env = {**os.environ, "PATH": f"{root / 'bin'}:{os.environ['PATH']}", "REWARD": str(reward)}
+    env |= {"OUT": str(root / "out"), "WORLD": str(root / "world"), **environment}
+    done = subprocess.run(["bash", *script], env=env, cwd=EXAMPLES.parent, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in (root / "record").read_text().splitlines()]
+
+
+def trainings(commands: list[list[str]]) -> list[tuple[str, list[str]]]:
+    """(module below openrlhf.cli, its arguments) of each training among the commands."""
+    found = []
+    for command in commands:
+        for place, word in enumerate(command):
+            if word.startswith("openrlhf.cli."):
+                found.append((word.removeprefix("openrlhf.cli."), command[place + 1 :]))
+    return found
+
+
+def parse(module: str, arguments: list[str]) -> Any:
+    return importlib.import_module(f"openrlhf.cli.{module}").parse_args(arguments)
+
+
+def parsed(name: str, reward: Path) -> list[SimpleNamespace]:
+    script, environment = RECIPES[name]
+    commands = recorded([str(EXAMPLES / script[0]), *script[1:]], environment, reward)
+    return [parse(module, arguments) for module, arguments in trainings(commands)]
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_flags_of_a_recipe_are_accepted(name: str, reward: Path):
+    runs = parsed(name, reward)
+    assert len(runs) == (3 if name.startswith(("gpo", "sppo")) else 1)
+
+
+def test_every_shell_recipe_is_tested():
+    recipes = {str(path.relative_to(EXAMPLES)) for path in EXAMPLES.rglob("*.s*") if path.suffix in (".sh", ".sbatch")}
+    assert recipes - {"cpu/env.sh"} == {script[0] for script, _ in RECIPES.values()}
+
+
+def test_a_flag_that_does_not_exist_is_found():
+    with pytest.raises(SystemExit):
+        parse("train_rm", ["--gpm.dimension", "8"])
+
+
+def test_training_follows_tables_12_and_13_of_the_paper(reward: Path):
+    (cyclic,) = parsed("train_gpm cyclic", reward)
+    assert (cyclic.train.batch_size, cyclic.adam.lr, cyclic.train.max_epochs) == (1, 1e-6, 50)
+    assert (cyclic.gpm.tau, cyclic.data.max_len, cyclic.lr_scheduler, cyclic.lr_warmup_ratio) == (
+        0.1,
+        2048,
+        "cosine",
+        0.03,
+    )
+
+
+@pytest.mark.parametrize(("size", "lr", "dim"), [("gemma", 1e-5, 6), ("llama", 2e-6, 8)])
+def test_a_global_batch_of_32_needs_no_accumulation_on_8_gpus(size: str, lr: float, dim: int, reward: Path):
+    (run,) = parsed(f"train_gpm {size}", reward)
+    assert (run.train.batch_size, run.adam.lr, run.train.max_epochs, run.gpm.dim) == (32, lr, 2, dim)
+    assert run.train.batch_size == 8 * run.train.micro_batch_size
+
+
+def test_gpo_follows_section_6_3_and_each_pass_starts_from_the_one_before(reward: Path):
+    passes = parsed("gpo", reward)
+    for number, run in enumerate(passes, 1):
+        assert run.data.prompt_dataset.endswith(f"iter{number}")
+        assert (run.rollout.n_samples_per_prompt, run.rollout.temperature, run.rollout.top_p) == (5, 0.7, 0.9)
+        assert (run.actor.adam.lr, run.gpo.beta, run.actor.policy_loss_type) == (5e-7, 0.001, "gpo")
+    assert [run.actor.model_name_or_path for run in passes[1:]] == [run.ckpt.output_dir for run in passes[:-1]]
+
+
+def test_sppo_is_gpo_with_another_loss(reward: Path):
+    assert {run.actor.policy_loss_type for run in parsed("sppo", reward)} == {"sppo"}
+
+
+@pytest.mark.parametrize(("name", "gpus"), [("gpo", 8), ("gpo ray job", 32), ("gpo slurm", 32), ("cpu gpo", 3)])
+def test_a_recipe_asks_for_the_gpus_that_it_names(name: str, gpus: int, reward: Path):
+    from openrlhf_gpm.trainer.policy.cluster import devices_needed
+
+    assert {devices_needed(run) for run in parsed(name, reward)} == {gpus}
+
+
+def test_a_pass_that_is_done_is_not_done_again(reward: Path):
+    done = reward.parent / "out" / "pass1"
+    done.mkdir(parents=True)
+    (done / "config.json").write_text("{}")
+    passes = parsed("gpo", reward)
+    assert [Path(run.ckpt.output_dir).name for run in passes] == ["pass2", "pass3"]
+    assert passes[0].actor.model_name_or_path == str(done)
+
+
+def test_the_ray_job_carries_the_training_behind_its_own_options(reward: Path):
+    script, environment = RECIPES["gpo ray job"]
+    first = recorded([str(EXAMPLES / script[0])], environment, reward)[0]
+    assert first[:3] == ["ray", "job", "submit"]
+    environment_file = next(word for word in first if word.startswith("--runtime-env=")).partition("=")[2]
+    assert set(yaml.safe_load((EXAMPLES.parent / environment_file).read_text())) == {"env_vars"}
+    assert first[first.index("--") + 1 : first.index("--") + 4] == ["python3", "-m", "openrlhf.cli.train_ppo_ray"]
+
+
+def test_slurm_starts_ray_on_the_head_and_on_the_other_nodes(reward: Path):
+    commands = recorded([str(EXAMPLES / "cluster/slurm.sbatch")], SLURM, reward)
+    starts = [command for command in commands if command[0] == "srun"]
+    assert sorted("--head" in command for command in starts) == [False, True]
+    assert any("--ntasks=3" in command for command in starts)
+
+
+def test_the_kuberay_job_runs_the_recipe_on_as_many_gpus_as_it_orders(reward: Path):
+    job = yaml.safe_load((EXAMPLES / "cluster/kuberay.yaml").read_text())["spec"]
+    entrypoint = job["entrypoint"].replace("/opt/openrlhf-gpm", str(EXAMPLES.parent))
+    entrypoint = entrypoint.replace("/shared/ckpt/gpm-gemma-2b", str(reward)).replace("/shared", str(reward.parent))
+    runs = [parse(*run) for run in trainings(recorded(["-c", entrypoint], {}, reward))]
+    workers = job["rayClusterSpec"]["workerGroupSpecs"][0]
+    assert {run.actor.num_nodes for run in runs} == {workers["replicas"]}
+    assert workers["rayStartParams"]["num-gpus"] == "8"

@@ -1,0 +1,69 @@
+"""The documentation speaks of flags, tests, files and targets that exist."""
+
+import importlib
+import re
+from pathlib import Path
+
+import pytest
+
+from openrlhf_gpm.cli.main import COMMANDS, build_parser
+
+ROOT = Path(__file__).parents[2]
+PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]
+PREFIXES = ("reward_model_type", "gpm.", "gpo.")  # our own flags; each must be documented
+
+
+def flags_of(command: str) -> set[str]:
+    parser = importlib.import_module(f"openrlhf.cli.{command}").build_parser()
+    return {option for action in parser._actions for option in action.option_strings}
+
+
+@pytest.fixture(scope="module")
+def flags() -> set[str]:
+    return flags_of("train_rm") | flags_of("train_ppo_ray")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_flag_on_a_page_exists(page: Path, flags: set[str]):
+    ours = {option for name in COMMANDS for option in re.findall(r"--\w+", help_of(name))}
+    named = set(re.findall(r"--[a-z]+[._][\w.]*\w", page.read_text(encoding="utf-8")))
+    assert named - flags - ours == set()
+
+
+def help_of(name: str) -> str:
+    subparsers = build_parser([name])._subparsers
+    assert subparsers is not None
+    parser = subparsers._group_actions[0].choices[name]  # type: ignore[union-attr, call-overload]
+    actions = parser._subparsers._group_actions[0].choices.values() if parser._subparsers else []
+    return "\n".join(each.format_help() for each in (parser, *actions))
+
+
+def test_the_user_guide_explains_every_flag_of_ours(flags: set[str]):
+    guide = (ROOT / "docs/user-guide.md").read_text(encoding="utf-8")
+    ours = {flag for flag in flags if flag.removeprefix("--").startswith(PREFIXES)}
+    assert {flag for flag in ours if f"`{flag}`" not in guide} == set()
+    assert ours
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_test_on_a_page_exists(page: Path):
+    tests = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py"))
+    named = set(re.findall(r"`(test_\w+)`", page.read_text(encoding="utf-8")))
+    assert {name for name in named if f"def {name}(" not in tests} == set()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_link_and_file_on_a_page_exists(page: Path):
+    text = page.read_text(encoding="utf-8")
+    links = [link.split("#")[0] for link in re.findall(r"\]\(([^)]+)\)", text) if "://" not in link]
+    files = re.findall(r"`((?:examples|docs|tests|patches|requirements)/[\w./-]+)`", text)
+    assert [link for link in links if not (page.parent / link).exists()] == []
+    assert [file for file in files if not (ROOT / file).exists()] == []
+
+
+def test_every_make_target_on_a_page_exists():
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    named = {
+        target for page in PAGES for target in re.findall(r"(?:`|^)make ([a-z-]+)", page.read_text("utf-8"), re.M)
+    }
+    assert named - targets == set()
