@@ -5,29 +5,26 @@ from __future__ import annotations
 from typing import Any
 
 import ray
-import torch
 from openrlhf.trainer.ppo_trainer import BasePPOTrainer, SyncPPOTrainer
 from openrlhf.trainer.ppo_trainer_async import BaseTrainingActor
 from openrlhf.trainer.ppo_utils.experience import Experience
 
-from openrlhf_gpm.plugin import REGRESSION_LOSSES
-from openrlhf_gpm.trainer.policy.quantiles import quantiles
-
 
 class _GroupStatistics(BasePPOTrainer):
-    """What both controllers add: the step's number for the group log, and a rollout batch's statistics."""
+    """What both controllers add: the number of the step for the group log, and statistics of the groups."""
 
     def train_step(self, rollout_samples: Any, global_step: int) -> tuple[dict[str, Any], int]:
-        self.experience_maker.global_step = global_step + 1
+        self.experience_maker.step = global_step + 1
         return super().train_step(rollout_samples, global_step)
 
     def _compute_rollout_stats(self, experiences: list[Experience]) -> dict[str, float]:
-        """Upstream's, and: quantiles of the targets (nats), and how far vLLM's log-probs are from the actor's."""
-        stats = super()._compute_rollout_stats(experiences)
-        if self.args.actor.policy_loss_type in REGRESSION_LOSSES:
-            targets = torch.cat([experience.info["return"] for experience in experiences])
-            stats |= quantiles("target", targets)
-        gaps = [_log_prob_gap(experience) for experience in experiences if experience.rollout_log_probs is not None]
+        """Upstream's over the whole rollout batch, its groups', and how far vLLM's log-probs are from the actor's.
+
+        `experiences` are those to train on, which may be fewer.
+        """
+        whole = self.experience_maker.rollout
+        stats = super()._compute_rollout_stats(whole) | self.experience_maker.statistics
+        gaps = [_log_prob_gap(experience) for experience in whole if experience.rollout_log_probs is not None]
         if gaps:
             stats["rollout/log_prob_gap_max"] = max(gaps)
         return stats

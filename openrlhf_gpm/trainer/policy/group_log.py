@@ -4,40 +4,44 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
-from openrlhf_gpm.core import mean_scores, win_rates
-
-if TYPE_CHECKING:
-    from openrlhf_gpm.trainer.policy.experience_maker import Groups
+from openrlhf_gpm.core import Groups
+from openrlhf_gpm.trainer.policy.rows import unpack_rows
 
 
 def write_groups(
-    directory: str, step: int, prompts: list[Any], responses: list[str], groups: Groups, target: Tensor | None
+    directory: str,
+    step: int,
+    prompts: list[Any],
+    responses: list[str],
+    rows: Tensor,
+    groups: Groups,
+    given: Mapping[str, Tensor],
 ) -> None:
-    """Write DIRECTORY/step_NNNNNN.jsonl, one group a line, whole or not at all.
+    """Write DIRECTORY/step_NNNNNN.jsonl, one group per line, whole or not at all.
 
-    Keys: `prompt`, `responses` (K), `embeddings` (K, 2k) and `gate_over_tau` (K, k) of a GPM or `rewards` (K) of a
-    Bradley-Terry model, `mean_scores`, `win_rates`, and `targets` (K) in nats where the loss has them.
+    rows: what the reward model returned, (G, K, 3k) or (G, K). Keys: `prompt`, `responses` (K), `embeddings` (K, 2k)
+    and `gate_over_tau` (K, k) of a GPM or `rewards` (K) of a Bradley-Terry model, `mean_scores`, `win_rates`, and
+    under its name (`target`) what the objective prepared for each response.
     """
-    k = groups.scores.shape[-1]
+    K = groups.scores.shape[-1]
     columns: dict[str, list[Any]] = {
-        "prompt": prompts[::k],
-        "responses": [responses[i : i + k] for i in range(0, len(responses), k)],
-        "mean_scores": mean_scores(groups.scores).tolist(),
-        "win_rates": win_rates(groups.scores).tolist(),
+        "prompt": prompts[::K],
+        "responses": [responses[i : i + K] for i in range(0, len(responses), K)],
+        "mean_scores": groups.mean_score().tolist(),
+        "win_rates": groups.win_rate().tolist(),
     }
-    if groups.rows.dim() == 2:
-        columns["rewards"] = groups.rows.tolist()
+    if rows.dim() == 2:
+        columns["rewards"] = rows.tolist()
     else:
-        dim = groups.rows.shape[-1] * 2 // 3
-        columns["embeddings"] = groups.rows[..., :dim].tolist()
-        columns["gate_over_tau"] = groups.rows[..., dim:].tolist()
-    if target is not None:
-        columns["targets"] = target.tolist()
+        embeddings, gate_over_tau = unpack_rows(rows)
+        columns |= {"embeddings": embeddings.tolist(), "gate_over_tau": gate_over_tau.tolist()}
+    columns |= {name: values.tolist() for name, values in given.items()}
 
     path = Path(directory) / f"step_{step:06d}.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import ray
-import torch
 from deepspeed.accelerator import get_accelerator
 from openrlhf.trainer.ray.launcher import BaseRewardModelActor
 from openrlhf.utils.logging_utils import init_logger
@@ -15,7 +14,8 @@ from transformers import AutoConfig, AutoTokenizer
 from openrlhf_gpm.config import GPMConfig
 from openrlhf_gpm.samples.formatting import Formatter
 from openrlhf_gpm.scoring.scorer import embed_batch
-from openrlhf_gpm.trainer.arguments import tree_obstacle
+from openrlhf_gpm.trainer.checkpoint_checks import forest_obstacle
+from openrlhf_gpm.trainer.policy.rows import pack_rows
 
 logger = init_logger(__name__)
 
@@ -31,21 +31,18 @@ class BaseGPMRewardActor(BaseRewardModelActor):
         super().init_model_from_pretrained(strategy, pretrain)
         self.config = GPMConfig.from_pretrained_config(AutoConfig.from_pretrained(pretrain))
         self.formatter = Formatter.from_config(AutoTokenizer.from_pretrained(pretrain), self.config)
-        obstacle = tree_obstacle(pretrain, strategy.args.ds, self.config.max_len)
+        obstacle = forest_obstacle(pretrain, strategy.args.ds, self.config.max_len)
         self.shares_prompts = obstacle is None
         if obstacle and strategy.is_rank_0():
             logger.info("prompts are encoded once a response, not once a group: %s", obstacle)
 
     def forward(self, prompts: list[Any], responses: list[str]) -> Tensor:
-        """One micro-batch of B (prompt, response) -> (B, 3k) fp32: the embedding (2k), then gate / tau (k).
-
-        With tau inside the gate, a row is all that a group's score matrix needs.
-        """
+        """One micro-batch of B (prompt, response) -> (B, 3k) fp32, see `pack_rows`."""
         device = get_accelerator().current_device_name()
         embedding, gate = embed_batch(
             self.model, self.formatter, prompts, responses, device, share_prompts=self.shares_prompts
         )
-        return torch.cat([embedding, gate / self.config.tau], dim=-1)
+        return pack_rows(embedding, gate, self.config.tau)
 
 
 GPMRewardActor = ray.remote(num_gpus=1)(BaseGPMRewardActor)

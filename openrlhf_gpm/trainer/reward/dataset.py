@@ -18,7 +18,7 @@ from openrlhf_gpm.data import BadRows, Comparison, PairKeys, merge_prompts, norm
 from openrlhf_gpm.samples.batch import fullest_prompt
 from openrlhf_gpm.samples.forest import collate_trees, sample_places, tree_pays
 from openrlhf_gpm.samples.formatting import Encoded, Formatter, collate, padded_tokens, pair_text
-from openrlhf_gpm.trainer.arguments import model_config, why_not_share_prompts
+from openrlhf_gpm.trainer.reward.flags import model_config, why_not_share_prompts
 
 logger = init_logger(__name__)
 

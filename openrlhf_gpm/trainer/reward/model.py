@@ -16,7 +16,7 @@ from transformers import AutoConfig
 
 from openrlhf_gpm.config import GPMConfig
 from openrlhf_gpm.models.gpm import make_gpm_class
-from openrlhf_gpm.trainer.arguments import config_from_flags
+from openrlhf_gpm.trainer.reward.flags import config_from_flags
 
 logger = init_logger(__name__)
 

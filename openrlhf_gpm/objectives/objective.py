@@ -1,0 +1,53 @@
+"""The seam: what a policy learns from groups. One objective is one file of this folder.
+
+Notation: G prompts, K responses each; n trained responses per group; B responses of a micro-batch.
+
+    moved = log pi_theta(y) - log pi_t(y), summed over the tokens of y, in nats; pi_t is the policy that sampled y
+
+pi_t is the only policy that a loss sees. An objective sees groups as tensors, never a token, so it trains a table
+(`core/tabular.py`) as well as a language model.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from openrlhf_gpm.core import Groups
+
+
+@dataclass(frozen=True, kw_only=True)
+class Objective:
+    """One training objective: its fields are its flags (`flag`), its methods the algorithm.
+
+    `__post_init__` checks the fields and raises ValueError that names the flag.
+    """
+
+    prefix: ClassVar[str]
+    """Its flags are --PREFIX.FIELD."""
+
+    own_loss: ClassVar[bool] = True
+    """Whether `prepare` and `loss` replace OpenRLHF's policy loss; otherwise only `reward` is used."""
+
+    def reward(self, groups: Groups) -> Tensor:
+        """(G, K): what the log shows as the reward of a response, and what OpenRLHF's own losses train on."""
+        return groups.mean_score()
+
+    def select(self, groups: Groups) -> Tensor:
+        """(G, n) indices of the responses to train on, all K by default. The others cost nothing more."""
+        G, K, _ = groups.scores.shape
+        return torch.arange(K, device=groups.scores.device).expand(G, K)
+
+    def trained(self, K: int) -> int:
+        """n, the number of responses that `select` takes from a group of K."""
+        return self.select(Groups(torch.zeros(1, K, K))).shape[-1]
+
+    def prepare(self, groups: Groups) -> dict[str, Tensor]:
+        """Numbers of each response, (G, K), that go with it to the loss; the log has their quantiles by name."""
+        raise NotImplementedError
+
+    def loss(self, moved: Tensor, given: Mapping[str, Tensor]) -> Tensor:
+        """(B,) -> (B,), minimised in the mean over responses. `given`: what `prepare` made, (B,) each."""
+        raise NotImplementedError

@@ -1,0 +1,64 @@
+"""What gpo and sppo share: the log-ratio of a whole response is regressed on a target (arXiv 2410.02197, eq. 5.7).
+
+loss = (moved - value / beta)^2        value: a response's standing against the opponent, less a baseline
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from openrlhf_gpm.core import Groups
+from openrlhf_gpm.core.preference import fp32
+from openrlhf_gpm.flags import flag
+from openrlhf_gpm.objectives.objective import Objective
+
+
+@dataclass(frozen=True, kw_only=True)
+class Regression(Objective):
+    """Squared error between `moved` and `target`, in nats."""
+
+    prefix: ClassVar[str] = "gpo"
+    beta: float = flag(1.0, "1 / beta is the size of a step; the paper's scripts use 0.001, see docs/paper-vs-code.md")
+    include_self: bool = flag(False, "average over all K responses, the paper's 1/K, instead of the other K - 1")
+    target_clip: float | None = flag(None, "clip targets to this many nats on either side", type=float, metavar="NATS")
+    responses: str = flag(
+        "all", "train on all K responses, or on the best and the worst of each group", choices=["all", "best_worst"]
+    )
+
+    def __post_init__(self) -> None:
+        if not self.beta > 0:
+            raise ValueError(f"--gpo.beta must be > 0, got {self.beta}")
+        if self.target_clip is not None and not self.target_clip > 0:
+            raise ValueError(f"--gpo.target_clip must be > 0 nats, got {self.target_clip}; leave it out not to clip")
+
+    def value(self, groups: Groups) -> Tensor:
+        """(G, K): what a response is worth, less the baseline."""
+        raise NotImplementedError
+
+    def select(self, groups: Groups) -> Tensor:
+        """All K, or the best and the worst by `reward`."""
+        return super().select(groups) if self.responses == "all" else best_and_worst(self.reward(groups))
+
+    def prepare(self, groups: Groups) -> dict[str, Tensor]:
+        """`target`, in nats."""
+        target = self.value(groups) / self.beta
+        return {"target": target if self.target_clip is None else target.clamp(-self.target_clip, self.target_clip)}
+
+    def loss(self, moved: Tensor, given: Mapping[str, Tensor]) -> Tensor:
+        """Squared error in nats squared."""
+        target = given["target"]
+        if moved.shape != target.shape:
+            raise ValueError(f"one target per response: got {tuple(target.shape)} for {tuple(moved.shape)} log-ratios")
+        return (fp32(moved) - fp32(target)).square()
+
+
+def best_and_worst(values: Tensor) -> Tensor:
+    """Indices of the best and the worst response of each group: (G, K) -> (G, 2).
+
+    Among equals the first is the best and the last is the worst, so a group of two or more always gives two.
+    """
+    worst = values.shape[-1] - 1 - values.flip(-1).argmin(-1)
+    return torch.stack([values.argmax(-1), worst], -1)

@@ -1,0 +1,32 @@
+"""Self-play preference optimization (arXiv 2405.00675).
+
+    moved -> (P_hat - 1/2) / beta        P_hat: win rate against the opponent
+
+With --gpo.hard wins are counted, as in the paper; with --gpo.responses best_worst too, as in its released code.
+"""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from openrlhf_gpm.core import Groups
+from openrlhf_gpm.flags import flag
+from openrlhf_gpm.objectives.regression import Regression
+
+
+@dataclass(frozen=True, kw_only=True)
+class SPPO(Regression):
+    """A response is worth its win rate less 1/2."""
+
+    hard: bool = flag(False, "count wins (0, 1/2, 1) instead of averaging probabilities")
+
+    def reward(self, groups: Groups) -> Tensor:
+        """The win rate."""
+        return groups.win_rate()
+
+    def value(self, groups: Groups) -> Tensor:
+        """P_hat - 1/2."""
+        return groups.win_rate(self.hard, self.include_self) - 0.5
+
+
+OBJECTIVE = SPPO

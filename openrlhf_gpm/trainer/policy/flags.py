@@ -1,0 +1,107 @@
+"""Flags of `train_ppo_ray`: ours and every objective's, declared here and checked against OpenRLHF's."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser
+from types import SimpleNamespace
+
+from openrlhf.utils.logging_utils import init_logger
+from transformers import AutoConfig
+
+from openrlhf_gpm import objectives
+from openrlhf_gpm.config import GPMConfig
+from openrlhf_gpm.trainer.checkpoint_checks import check_layout, check_parallelism, check_whole
+
+logger = init_logger(__name__)
+
+
+def add_flags(parser: ArgumentParser) -> None:
+    """Declare them."""
+    group = parser.add_argument_group("preference groups", "Used with a GPM, or with an objective of this package.")
+    group.add_argument(
+        "--gpm.log_groups",
+        default=None,
+        metavar="DIR",
+        help="write every step's groups to DIR/step_NNNNNN.jsonl: prompt, responses, embeddings, mean scores, win "
+        "rates, and what the objective prepared for each response",
+    )
+    objectives.add_objective_flags(parser)
+
+
+def check(args: SimpleNamespace) -> None:
+    """Raise ValueError for flags that cannot work together; warn of those that nothing reads."""
+    objective = objectives.from_args(args)
+    scores_groups = args.reward_model_type == "gpm" or objective.own_loss
+    unread = objectives.unread_flags(args, type(objective) if scores_groups else None)
+    if args.gpm.log_groups and not scores_groups:
+        unread.append("--gpm.log_groups")
+    if unread:
+        logger.warning(f"{', '.join(unread)}: not used, because no part of this run reads them")
+    if scores_groups:
+        _check_groups(args)
+        if args.reward_model_type == "gpm":
+            _check_gpm_reward(args)
+    if objective.own_loss:
+        _check_own_loss(args)
+
+
+def _check_groups(args: SimpleNamespace) -> None:
+    if args.rollout.n_samples_per_prompt < 2:
+        raise ValueError(
+            "--rollout.n_samples_per_prompt must be at least 2: preferences compare the responses of one prompt"
+        )
+    if args.reward.remote_url or args.train.agent_func_path:
+        raise ValueError(
+            "--reward.remote_url and --train.agent_func_path bring rewards of single responses; remove them, "
+            "a group is scored by --reward.model_name_or_path"
+        )
+    if not args.reward.model_name_or_path:
+        raise ValueError("--reward.model_name_or_path is missing: name the reward model that scores the groups")
+
+
+def _check_gpm_reward(args: SimpleNamespace) -> None:
+    check_parallelism(args)
+    try:
+        config = AutoConfig.from_pretrained(args.reward.model_name_or_path)
+    except OSError as error:
+        path = args.reward.model_name_or_path
+        raise ValueError(f"--reward.model_name_or_path {path} is no model that can be read: give a GPM") from error
+    path, flag = args.reward.model_name_or_path, "--reward.model_name_or_path"
+    gpm = GPMConfig.from_pretrained_config(config)
+    check_layout(gpm, path, flag)
+    check_whole(path, flag)
+    if gpm.head == "pairwise":
+        raise ValueError(
+            f"{flag} {path} is a pairwise encoder (--gpm.head pairwise), which has no embedding of a single response: "
+            "give a GPM or a model with head reward"
+        )
+    if args.data.label_key:
+        raise ValueError("--data.label_key has no use with --reward_model_type gpm: the GPM judges; remove the flag")
+    if args.reward.normalize_enable:
+        raise ValueError(
+            "--reward.normalize_enable has no meaning for a GPM: a preference score has no mean; remove it"
+        )
+    uses_critic = args.algo.advantage.estimator == "gae" and not objectives.load(args.actor.policy_loss_type).own_loss
+    if uses_critic and not args.critic.model_name_or_path:
+        # Upstream would start the critic from the reward model, whose head has 2k rows.
+        args.critic.model_name_or_path = args.actor.model_name_or_path
+        logger.info("--critic.model_name_or_path is not set: the critic starts from the actor's model")
+
+
+def _check_own_loss(args: SimpleNamespace) -> None:
+    loss = args.actor.policy_loss_type
+    if args.algo.kl.init_coef > 0 and not args.algo.kl.use_loss:
+        raise ValueError(
+            f"--algo.kl.init_coef {args.algo.kl.init_coef} acts on the reward, which {loss} does not read; pass "
+            "--algo.kl.init_coef 0 for no penalty, or --algo.kl.use_loss to add it to the loss"
+        )
+    if args.reward.overlong_buffer_len is not None or args.reward.stop_properly_penalty_coef is not None:
+        raise ValueError(
+            f"--reward.overlong_buffer_len and --reward.stop_properly_penalty_coef shape the reward, which {loss} "
+            "does not read; remove them"
+        )
+    if args.algo.advantage.estimator == "gae":
+        args.algo.advantage.estimator = "dr_grpo"  # any estimator without a critic: the loss reads none
+        logger.info(f"{loss} needs no critic and no advantage estimator: --algo.advantage.estimator is not used")
+    if args.algo.advantage.is_correction_level != "off":
+        logger.info(f"{loss} corrects nothing: --algo.advantage.is_correction_level only logs vLLM's log-probs")
