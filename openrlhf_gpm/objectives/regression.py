@@ -3,6 +3,7 @@
 loss = (moved - value / beta)^2        value: a response's standing against the opponent, less a baseline
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
@@ -29,9 +30,9 @@ class Regression(Objective):
     )
 
     def __post_init__(self) -> None:
-        if not self.beta > 0:
-            raise ValueError(f"--gpo.beta must be > 0, got {self.beta}")
-        if self.target_clip is not None and not self.target_clip > 0:
+        if not 1e-30 < self.beta < math.inf:
+            raise ValueError(f"--gpo.beta must be > 0 and finite, got {self.beta}")
+        if self.target_clip is not None and not 0 < self.target_clip < math.inf:
             raise ValueError(f"--gpo.target_clip must be > 0 nats, got {self.target_clip}; leave it out not to clip")
 
     def value(self, groups: Groups) -> Tensor:

@@ -13,7 +13,7 @@ from openrlhf.trainer.ppo_utils.experience import Experience
 from openrlhf.utils import get_strategy
 from torch import Tensor
 
-from openrlhf_gpm.trainer.policy.actor import RegressionActorTrainer
+from openrlhf_gpm.trainer.policy.actor import ObjectiveActorTrainer
 
 BATCH, PROMPT, RESPONSE = 8, 4, 6
 
@@ -31,9 +31,8 @@ def experiences() -> Experience:
         attention_mask=torch.ones(BATCH, PROMPT + RESPONSE, dtype=torch.long),
         action_mask=action_mask,
         action_log_probs=-4 + 0.3 * torch.randn(action_mask.shape, generator=generator),
-        advantages=target.unsqueeze(-1) * action_mask,
         total_length=PROMPT + lengths,
-        info={"return": target},
+        info={"given/target": target},
     )
 
 
@@ -71,7 +70,7 @@ def main(model: str, out: str, zero_stage: str, micro_batch_size: str) -> None:
         "scheduler_steps": 10,
     }
     actor, optimizer, scheduler = strategy.prepare((actor, config))
-    trainer = RegressionActorTrainer(
+    trainer = ObjectiveActorTrainer(
         strategy,
         actor,
         None,

@@ -63,8 +63,8 @@ def test_the_update_is_the_gradient_of_the_mean_squared_error_over_responses(upd
     model = AutoModelForCausalLM.from_pretrained(world["policy"], dtype=torch.float32, attn_implementation="eager")
     logits = model(batch.sequences, attention_mask=batch.attention_mask).logits[:, :-1].log_softmax(-1)
     log_probs = logits.gather(-1, batch.sequences[:, 1:, None]).squeeze(-1)
-    log_ratio = ((log_probs - batch.action_log_probs) * batch.action_mask).sum(-1)
-    loss = (log_ratio - batch.info["return"]).square().mean()
+    moved_by = ((log_probs - batch.action_log_probs) * batch.action_mask).sum(-1)
+    loss = (moved_by - batch.info["given/target"]).square().mean()
     loss.backward()
 
     moved = update(2, 1, 2)["parameters"]
@@ -74,7 +74,7 @@ def test_the_update_is_the_gradient_of_the_mean_squared_error_over_responses(upd
         torch.testing.assert_close(moved[name], expected, rtol=1e-4, atol=2e-6)
 
 
-def test_log_ratio_quantiles_cover_the_responses_of_all_ranks(update):
+def test_quantiles_of_moved_cover_the_responses_of_all_ranks(update):
     one, two = update(2, 1, 2)["status"], update(2, 2, 2)["status"]
     for level in ("05", "25", "50", "75", "95"):
-        assert one[f"log_ratio_q{level}"] == pytest.approx(two[f"log_ratio_q{level}"], abs=1e-4)
+        assert one[f"moved_q{level}"] == pytest.approx(two[f"moved_q{level}"], abs=1e-4)

@@ -19,7 +19,7 @@ from openrlhf_gpm.core import Groups, bt_scores, cyclic_share, group_scores, qua
 from openrlhf_gpm.trainer.policy.actor import GIVEN
 from openrlhf_gpm.trainer.policy.group_log import write_groups
 from openrlhf_gpm.trainer.policy.rows import unpack_rows
-from openrlhf_gpm.trainer.policy.units import keep_selected
+from openrlhf_gpm.trainer.policy.units import data_parallel_size, even_forwards, training_batch
 
 
 class GroupExperienceMaker(RemoteExperienceMaker):
@@ -55,6 +55,7 @@ class GroupExperienceMaker(RemoteExperienceMaker):
             for experience, part in zip(experiences, parts, strict=True):
                 experience.info[name] = part
 
+        self._check_finite(experiences, given)
         scatter("reward", self.objective.reward(groups))
         for experience in experiences:
             experience.rewards = experience.info["reward"]
@@ -66,11 +67,19 @@ class GroupExperienceMaker(RemoteExperienceMaker):
             responses = _in_prompt_order(experiences, order, self._response_texts)
             write_groups(self.args.gpm.log_groups, self.step, prompts, responses, rows, groups, given)
 
-        if not self.objective.own_loss:
-            return super().compute_advantages_and_returns(experiences)
-        for experience in experiences:
-            experience.kl = None
-        return keep_selected(experiences, order, self.objective.select(groups), self.args)
+        if self.objective.own_loss:
+            for experience in experiences:
+                experience.kl = None
+        else:
+            experiences = super().compute_advantages_and_returns(experiences)
+        return training_batch(experiences, order, self.objective.select(groups), self.args)
+
+    def make_experience(self, samples_list: list[Experience]) -> list[Experience]:
+        """Upstream's, with as many forward passes on each rank as on every other."""
+        models = {"actor": self.actor_model_group, "critic": self.critic_model_group}
+        models |= {"reward": self.reward_model_group, "ref": self.initial_model_group}
+        ranks = [data_parallel_size(self.args, name) for name, group in models.items() if group is not None]
+        return super().make_experience(even_forwards(samples_list, ranks))[: len(samples_list)]
 
     def _rows(self, experiences: list[Experience], order: Tensor) -> Tensor:
         """What the reward model returned, in the order of the prompts: (G, K, 3k), or (G, K) of Bradley-Terry.
@@ -87,6 +96,16 @@ class GroupExperienceMaker(RemoteExperienceMaker):
         ordered = torch.empty_like(rewards)
         ordered[order] = rewards
         return ordered.unflatten(0, (-1, self.args.rollout.n_samples_per_prompt))
+
+    def _check_finite(self, experiences: list[Experience], given: dict[str, Tensor]) -> None:
+        if not all(bool(torch.isfinite(e.action_log_probs[e.action_mask.bool()]).all()) for e in experiences):
+            raise FloatingPointError(
+                f"the policy's log-probs are not finite in step {self.step}: it has diverged, or "
+                "--rollout.temperature is too low. Resume from an earlier checkpoint with a lower --actor.adam.lr"
+            )
+        for name, values in given.items():
+            if not bool(torch.isfinite(values).all()):
+                raise FloatingPointError(f"{name} is not finite in step {self.step}: raise the objective's beta")
 
     def _response_texts(self, samples: Experience) -> list[str]:
         # action_mask is aligned with the next token, hence the shift by one.

@@ -11,6 +11,7 @@ from transformers import AutoConfig
 from openrlhf_gpm import objectives
 from openrlhf_gpm.config import GPMConfig
 from openrlhf_gpm.trainer.checkpoint_checks import check_layout, check_parallelism, check_whole
+from openrlhf_gpm.trainer.policy.units import check_sizes
 
 logger = init_logger(__name__)
 
@@ -41,6 +42,7 @@ def check(args: SimpleNamespace) -> None:
         _check_groups(args)
         if args.reward_model_type == "gpm":
             _check_gpm_reward(args)
+        check_sizes(args, objective.trained(args.rollout.n_samples_per_prompt))
     if objective.own_loss:
         _check_own_loss(args)
 
@@ -57,6 +59,10 @@ def _check_groups(args: SimpleNamespace) -> None:
         )
     if not args.reward.model_name_or_path:
         raise ValueError("--reward.model_name_or_path is missing: name the reward model that scores the groups")
+    if not 0 < args.rollout.temperature < float("inf"):
+        raise ValueError(
+            f"--rollout.temperature must be > 0, got {args.rollout.temperature}: self-play samples from the policy"
+        )
 
 
 def _check_gpm_reward(args: SimpleNamespace) -> None:
@@ -90,6 +96,11 @@ def _check_gpm_reward(args: SimpleNamespace) -> None:
 
 def _check_own_loss(args: SimpleNamespace) -> None:
     loss = args.actor.policy_loss_type
+    if args.critic.freezing_steps > 0:
+        raise ValueError(
+            f"--critic.freezing_steps {args.critic.freezing_steps} delays the policy until a critic is trained, but "
+            f"{loss} has no critic: remove it"
+        )
     if args.algo.kl.init_coef > 0 and not args.algo.kl.use_loss:
         raise ValueError(
             f"--algo.kl.init_coef {args.algo.kl.init_coef} acts on the reward, which {loss} does not read; pass "
