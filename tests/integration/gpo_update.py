@@ -1,6 +1,6 @@
 """One GPO update by OpenRLHF's DeepSpeed actor trainer on fixed experiences; run by torchrun with 1 or 2 ranks.
 
-usage: gpo_update.py MODEL OUT ZERO_STAGE MICRO_BATCH_SIZE
+usage: gpo_update.py MODEL OUT ZERO_STAGE MICRO_BATCH_SIZE [FLAG ...]
 """
 
 import sys
@@ -42,7 +42,7 @@ def shard(batch: Experience, rank: int, world_size: int) -> Experience:
     return Experience(**cut, info={name: value[rows] for name, value in batch.info.items()})
 
 
-def main(model: str, out: str, zero_stage: str, micro_batch_size: str) -> None:
+def main(model: str, out: str, zero_stage: str, micro_batch_size: str, *flags: str) -> None:
     args = parse_args(
         [
             *("--actor.model_name_or_path", model, "--reward.model_name_or_path", model),
@@ -50,6 +50,7 @@ def main(model: str, out: str, zero_stage: str, micro_batch_size: str) -> None:
             *("--actor.num_gpus_per_node", "1", "--ds.param_dtype", "fp32", "--ds.attn_implementation", "eager"),
             *("--ds.zero_stage", zero_stage, "--train.batch_size", str(BATCH)),
             *("--train.micro_batch_size", micro_batch_size, "--rollout.batch_size", "2"),
+            *flags,
         ]
     )
     strategy = get_strategy(args)

@@ -56,20 +56,26 @@ class GroupExperienceMaker(RemoteExperienceMaker):
                 experience.info[name] = part
 
         self._check_finite(experiences, given)
+        statistics = group_statistics(groups, given)
+        gaps = [log_prob_gap(e) for e in experiences if e.rollout_log_probs is not None]
+        if gaps:
+            statistics["rollout/log_prob_gap_max"] = max(gaps)
         scatter("reward", self.objective.reward(groups))
         for experience in experiences:
             experience.rewards = experience.info["reward"]
         for name, values in given.items():
             scatter(GIVEN + name, values)
-        self.rollout, self.statistics = experiences, group_statistics(groups, given)
+        self.rollout, self.statistics = experiences, statistics
         if self.args.gpm.log_groups:
-            prompts = _in_prompt_order(experiences, order, lambda e: e.labels if e.labels[0] else e.prompts)
+            prompts = _in_prompt_order(experiences, order, lambda e: e.labels)
             responses = _in_prompt_order(experiences, order, self._response_texts)
             write_groups(self.args.gpm.log_groups, self.step, prompts, responses, rows, groups, given)
 
         if self.objective.own_loss:
             for experience in experiences:
                 experience.kl = None
+                if self.args.train.async_enable:  # the actor has moved since a policy before it sampled these
+                    experience.action_log_probs = sampler_log_probs(experience)
         else:
             experiences = super().compute_advantages_and_returns(experiences)
         return training_batch(experiences, order, self.objective.select(groups), self.args)
@@ -111,6 +117,26 @@ class GroupExperienceMaker(RemoteExperienceMaker):
         # action_mask is aligned with the next token, hence the shift by one.
         ids = [row[1:][mask.bool()] for row, mask in zip(samples.sequences, samples.action_mask, strict=True)]
         return self.tokenizer.batch_decode(ids, skip_special_tokens=True)
+
+
+def later_tokens(experience: Experience) -> Tensor:
+    """(B, A) True on the sampled tokens but the first of each response.
+
+    vLLM is asked for at least one token and never samples EOS first, so its distribution there is not the policy's.
+    """
+    mask = experience.action_mask.bool()
+    return mask & (mask.cumsum(-1) > 1)
+
+
+def log_prob_gap(experience: Experience) -> float:
+    """Largest |log-prob of vLLM - of the actor| over `later_tokens`, nats: near 0 where their weights are equal."""
+    gap = (experience.rollout_log_probs - experience.action_log_probs).abs()[later_tokens(experience)]
+    return gap.max().item() if gap.numel() else 0.0
+
+
+def sampler_log_probs(experience: Experience) -> Tensor:
+    """(B, A) log-probs of the policy that sampled: vLLM's, and on first tokens the actor's."""
+    return torch.where(later_tokens(experience), experience.rollout_log_probs, experience.action_log_probs)
 
 
 def _scores(rows: Tensor) -> Tensor:

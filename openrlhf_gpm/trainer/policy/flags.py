@@ -26,6 +26,12 @@ def add_flags(parser: ArgumentParser) -> None:
         help="write every step's groups to DIR/step_NNNNNN.jsonl: prompt, responses, embeddings, mean scores, win "
         "rates, and what the objective prepared for each response",
     )
+    group.add_argument(
+        "--gpm.bad_rows",
+        choices=["refuse", "skip"],
+        default="refuse",
+        help="prompts that the policy or the GPM cannot read: end the run at the first, or leave out and count them",
+    )
     objectives.add_objective_flags(parser)
 
 
@@ -57,6 +63,8 @@ def _check_groups(args: SimpleNamespace) -> None:
             "--reward.remote_url and --train.agent_func_path bring rewards of single responses; remove them, "
             "a group is scored by --reward.model_name_or_path"
         )
+    if args.data.label_key:
+        raise ValueError("--data.label_key is not read: the reward model compares the responses; remove it")
     if not args.reward.model_name_or_path:
         raise ValueError("--reward.model_name_or_path is missing: name the reward model that scores the groups")
     if not 0 < args.rollout.temperature < float("inf"):
@@ -81,8 +89,6 @@ def _check_gpm_reward(args: SimpleNamespace) -> None:
             f"{flag} {path} is a pairwise encoder (--gpm.head pairwise), which has no embedding of a single response: "
             "give a GPM or a model with head reward"
         )
-    if args.data.label_key:
-        raise ValueError("--data.label_key has no use with --reward_model_type gpm: the GPM judges; remove the flag")
     if args.reward.normalize_enable:
         raise ValueError(
             "--reward.normalize_enable has no meaning for a GPM: a preference score has no mean; remove it"
@@ -114,5 +120,21 @@ def _check_own_loss(args: SimpleNamespace) -> None:
     if args.algo.advantage.estimator == "gae":
         args.algo.advantage.estimator = "dr_grpo"  # any estimator without a critic: the loss reads none
         logger.info(f"{loss} needs no critic and no advantage estimator: --algo.advantage.estimator is not used")
-    if args.algo.advantage.is_correction_level != "off":
+    if args.train.partial_rollout_enable:
+        raise ValueError(
+            f"--train.partial_rollout_enable mixes policies within a response, and {loss} needs the log-probs of the "
+            "one that sampled it: remove it"
+        )
+    if (args.rollout.vllm_generate_batch_size or 0) > args.rollout.batch_size:
+        raise ValueError(
+            f"--rollout.vllm_generate_batch_size {args.rollout.vllm_generate_batch_size} keeps responses for later "
+            f"policies, and {loss} trains the policy that sampled them: leave it at --rollout.batch_size "
+            f"{args.rollout.batch_size}"
+        )
+    if args.train.async_enable and args.algo.advantage.is_correction_level == "off":
+        args.algo.advantage.is_correction_level = (
+            "token"  # makes vLLM return the sampler's log-probs, which are pi_t's
+        )
+        logger.info(f"--train.async_enable: {loss} takes the log-probs of the policy that sampled from vLLM")
+    elif args.algo.advantage.is_correction_level != "off":
         logger.info(f"{loss} corrects nothing: --algo.advantage.is_correction_level only logs vLLM's log-probs")
