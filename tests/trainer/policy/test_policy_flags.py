@@ -174,7 +174,7 @@ def test_unasked_the_plugin_provides_nothing_and_changes_no_argument():
     ("flags", "components"),
     [
         (["--reward_model_type", "gpm"], {"prompt_dataset", "reward_actor", "experience_maker", "ppo_trainer"}),
-        (["--actor.policy_loss_type", "sppo"], {"experience_maker", "ppo_trainer", "actor_trainer"}),
+        (["--actor.policy_loss_type", "sppo"], {"prompt_dataset", "experience_maker", "ppo_trainer", "actor_trainer"}),
     ],
 )
 def test_every_combination_is_reached_by_flags_alone(flags, components):
