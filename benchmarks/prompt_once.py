@@ -18,7 +18,7 @@ import torch
 from smollm2 import OUTPUTS, checkpoints, load_bt, load_gpm_fp32, random_group
 from timing import compare
 
-from openrlhf_gpm.samples.batch import shared_length
+from openrlhf_gpm.samples.forest import shared_length
 from openrlhf_gpm.samples.formatting import Encoded, collate
 from openrlhf_gpm.scoring.scorer import TorchBackend
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from openrlhf_gpm import core
 from openrlhf_gpm.checkpoints.checkpoint import load_gpm, read_gpm_config, read_tokenizer
 from openrlhf_gpm.config import GPMConfig
-from openrlhf_gpm.samples.forest import tree_pays
+from openrlhf_gpm.samples.forest import forest_pays
 from openrlhf_gpm.samples.formatting import Encoded, Formatter, Prompt, padded_tokens, pair_text
 from openrlhf_gpm.scoring.torch_backend import (
     BATCH_TOKENS,
@@ -24,7 +24,7 @@ from openrlhf_gpm.scoring.torch_backend import (
     TorchBackend,
     check_share_prompt,
     embed_encoded,
-    embed_trees,
+    embed_forest,
     group_rows,
     pick_device,
 )
@@ -62,21 +62,21 @@ def embed_batch(
     prompts: Sequence[Prompt],
     responses: Sequence[str],
     device: torch.device | str,
-    share_prompts: bool = False,
+    share_prompt: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """One model call on B (prompt, response) pairs -> embeddings (B, 2k) and gates (B, k), fp32 on the CPU.
 
-    share_prompts: neighbours with the same prompt are a group, whose shared tokens come once where that costs less;
-    the trunk must allow it (`sharing_obstacle`). One call in any case, so that ranks which choose differently
+    share_prompt: neighbours with the same prompt are a group, whose shared tokens come once where that costs less;
+    the trunk must allow it (`forest_obstacle`). One call in any case, so that ranks which choose differently
     still meet in every layer under ZeRO-3. `model` may be wrapped (DeepSpeed); its train or eval mode is the caller's.
     The caller bounds B. Raises ValueError where the formatter rejects a pair.
     """
     samples = _encode(formatter, prompts, responses)
-    if share_prompts:
+    if share_prompt:
         runs = groupby(zip(prompts, samples, strict=True), key=itemgetter(0))
         groups = [[sample for _, sample in run] for _, run in runs]
-        if tree_pays(groups, padded_tokens(samples)):
-            return embed_trees(model, groups, device)
+        if forest_pays(groups, padded_tokens(samples)):
+            return embed_forest(model, groups, device)
     return embed_encoded(model, samples, formatter.pad_token_id, device)
 
 

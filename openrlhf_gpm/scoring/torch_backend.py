@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from openrlhf_gpm.config import GPMConfig
-from openrlhf_gpm.models.trunks import sharing_obstacle, sliding_window
-from openrlhf_gpm.samples.batch import fullest_prompt, length_batches
-from openrlhf_gpm.samples.forest import collate_trees, tree_batches, tree_pays
+from openrlhf_gpm.models.trunks import forest_obstacle, sliding_window
+from openrlhf_gpm.samples.batch import length_batches
+from openrlhf_gpm.samples.forest import collate_forest, forest_batches, forest_pays, gate_sample
 from openrlhf_gpm.samples.formatting import Encoded, collate
 
 logger = logging.getLogger(__name__)
@@ -33,7 +33,7 @@ class Backend(Protocol):
     def embed_groups(self, groups: Sequence[Sequence[Encoded]]) -> tuple[Tensor, Tensor]:
         """G groups of samples, N in all -> v (N, 2k) in order and one gate a group (G, k), fp32 on the CPU.
 
-        The gate is that of the group's `fullest_prompt`; all ones without a gate.
+        The gate is that of the group's `gate_sample`; all ones without a gate.
         """
         ...
 
@@ -49,9 +49,9 @@ def embed_encoded(
 
 
 @torch.no_grad()
-def embed_trees(model: Any, groups: Sequence[Sequence[Encoded]], device: torch.device | str) -> tuple[Tensor, Tensor]:
+def embed_forest(model: Any, groups: Sequence[Sequence[Encoded]], device: torch.device | str) -> tuple[Tensor, Tensor]:
     """As `embed_encoded`, the samples given by group: one model call in which a group's shared tokens come once."""
-    batch = {name: value.to(device) for name, value in collate_trees(groups).items()}
+    batch = {name: value.to(device) for name, value in collate_forest(groups).items()}
     v, gate = model(**batch)
     sizes = torch.tensor([len(group) for group in groups], device=gate.device)
     return v.float().cpu(), gate.repeat_interleave(sizes, dim=0).float().cpu()
@@ -90,7 +90,7 @@ class TorchBackend:
         self.share_prompt = share_prompt
         self.longest_shared: int | None = None  # tokens of a sample, where a sliding window sets a limit
         if share_prompt == "auto":
-            obstacle = sharing_obstacle(model.config)
+            obstacle = forest_obstacle(model.config)
             if obstacle:
                 logger.warning("prompts are not shared between responses: %s", obstacle)
                 self.share_prompt = "off"
@@ -102,7 +102,7 @@ class TorchBackend:
         v = torch.empty(sum(map(len, groups)), self.config.dim)
         gate = torch.ones(len(groups), self.config.k)
         rows = group_rows(groups)
-        readers = [fullest_prompt(group) if group else None for group in groups]
+        readers = [gate_sample(group) if group else None for group in groups]
         for samples, (v_pass, gate_pass) in self._passes(groups):
             v[[rows[g][i] for g, i in samples]] = v_pass
             for row, (g, i) in enumerate(samples):
@@ -113,10 +113,10 @@ class TorchBackend:
     def _passes(self, groups: Sequence[Sequence[Encoded]]) -> Iterator[tuple[list[Sample], tuple[Tensor, Tensor]]]:
         """Samples, and their embeddings and gates, until all groups are through."""
         shared = [g for g, group in enumerate(groups) if self.shares(group)]
-        for trees in tree_batches([groups[g] for g in shared], self.batch_tokens):
+        for trees in forest_batches([groups[g] for g in shared], self.batch_tokens):
             members = [[(shared[n], i) for i in which] for n, which in trees]
             encoded = [[groups[g][i] for g, i in tree] for tree in members]
-            yield [sample for tree in members for sample in tree], embed_trees(self.model, encoded, self.device)
+            yield [sample for tree in members for sample in tree], embed_forest(self.model, encoded, self.device)
 
         whole = [(g, i) for g in sorted(set(range(len(groups))) - set(shared)) for i in range(len(groups[g]))]
         for batch in length_batches([len(groups[g][i].input_ids) for g, i in whole], self.batch_tokens):
@@ -130,7 +130,7 @@ class TorchBackend:
             return False
         if self.longest_shared is not None and max(len(e.input_ids) for e in group) > self.longest_shared:
             return False
-        return tree_pays([group], sum(len(e.input_ids) for e in group))
+        return forest_pays([group], sum(len(e.input_ids) for e in group))
 
 
 def pick_device(device: torch.device | str | None) -> torch.device:

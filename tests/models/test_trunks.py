@@ -11,7 +11,7 @@ from transformers import AutoModel, LlamaConfig, LlamaModel
 
 from openrlhf_gpm.config import GPMConfig
 from openrlhf_gpm.models.gpm import gpm_class
-from openrlhf_gpm.models.trunks import sharing_obstacle, sliding_window
+from openrlhf_gpm.models.trunks import forest_obstacle, sliding_window
 from openrlhf_gpm.scoring.torch_backend import TorchBackend
 
 IDS = st.integers(6, 319)
@@ -116,7 +116,7 @@ PER_LAYER_TYPE = {"full_attention": DYNAMIC, "sliding_attention": {"rope_type": 
 def test_what_keeps_a_trunk_from_sharing_is_known(new_config, trunk, changes, reason):
     config = new_config(trunk, **changes)
     before = config.to_dict(), config._attn_implementation
-    obstacle = sharing_obstacle(config)
+    obstacle = forest_obstacle(config)
     if reason is None:
         assert obstacle is None
     else:
@@ -137,7 +137,7 @@ def test_a_trunk_of_others_that_takes_no_positions_does_not_share(new_config):
             return super().forward(input_ids, attention_mask=attention_mask, use_cache=use_cache)
 
     AutoModel.register(CountingConfig, CountingModel)
-    assert sharing_obstacle(CountingConfig(**new_config().to_dict())) == "its forward takes no position_ids"
+    assert forest_obstacle(CountingConfig(**new_config().to_dict())) == "its forward takes no position_ids"
 
 
 def test_such_a_trunk_is_encoded_in_full_and_that_is_said_once(new_config, caplog):

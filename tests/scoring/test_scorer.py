@@ -238,7 +238,7 @@ def test_embed_batch_shares_prompts_in_one_call_and_gives_the_same(new_gpm, chat
         lambda _, __, kwargs: shapes.append(kwargs["input_ids"].shape), with_kwargs=True
     )
     full = embed_batch(model, formatter, prompts, responses, "cpu")
-    shared = embed_batch(model, formatter, prompts, responses, "cpu", share_prompts=True)
+    shared = embed_batch(model, formatter, prompts, responses, "cpu", share_prompt=True)
     assert [shape[0] for shape in shapes] == [5, 1]
     for one, other in zip(shared, full, strict=True):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)

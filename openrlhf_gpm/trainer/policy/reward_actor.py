@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoTokenizer
 from openrlhf_gpm.config import GPMConfig
 from openrlhf_gpm.samples.formatting import Formatter
 from openrlhf_gpm.scoring.scorer import embed_batch
-from openrlhf_gpm.trainer.checkpoint_checks import forest_obstacle
+from openrlhf_gpm.trainer.checkpoint_checks import training_forest_obstacle
 from openrlhf_gpm.trainer.policy.rows import pack_rows
 
 logger = init_logger(__name__)
@@ -31,8 +31,8 @@ class BaseGPMRewardActor(BaseRewardModelActor):
         super().init_model_from_pretrained(strategy, pretrain)
         self.config = GPMConfig.from_pretrained_config(AutoConfig.from_pretrained(pretrain))
         self.formatter = Formatter.from_config(AutoTokenizer.from_pretrained(pretrain), self.config)
-        obstacle = forest_obstacle(pretrain, strategy.args.ds, self.config.max_len)
-        self.shares_prompts = obstacle is None
+        obstacle = training_forest_obstacle(pretrain, strategy.args.ds, self.config.max_len)
+        self.share_prompt = obstacle is None
         if obstacle and strategy.is_rank_0():
             logger.info("prompts are encoded once a response, not once a group: %s", obstacle)
 
@@ -40,7 +40,7 @@ class BaseGPMRewardActor(BaseRewardModelActor):
         """One micro-batch of B (prompt, response) -> (B, 3k) fp32, see `pack_rows`."""
         device = get_accelerator().current_device_name()
         embedding, gate = embed_batch(
-            self.model, self.formatter, prompts, responses, device, share_prompts=self.shares_prompts
+            self.model, self.formatter, prompts, responses, device, share_prompt=self.share_prompt
         )
         return pack_rows(embedding, gate, self.config.tau)
 
