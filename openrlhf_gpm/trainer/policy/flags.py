@@ -11,6 +11,7 @@ from transformers import AutoConfig
 from openrlhf_gpm import objectives
 from openrlhf_gpm.config import GPMConfig
 from openrlhf_gpm.trainer.checkpoint_checks import check_layout, check_parallelism, check_whole
+from openrlhf_gpm.trainer.policy.paths import absolute_paths
 from openrlhf_gpm.trainer.policy.units import check_sizes
 
 logger = init_logger(__name__)
@@ -45,6 +46,7 @@ def check(args: SimpleNamespace) -> None:
     if unread:
         logger.warning(f"{', '.join(unread)}: not used, because no part of this run reads them")
     if scores_groups:
+        absolute_paths(args)
         _check_groups(args)
         if args.reward_model_type == "gpm":
             _check_gpm_reward(args)

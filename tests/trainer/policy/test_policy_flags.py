@@ -10,7 +10,7 @@ from openrlhf.trainer.ppo_trainer import PPOTrainer
 from openrlhf.trainer.ray.launcher import RewardModelActor
 
 from openrlhf_gpm.plugin import GPMPlugin
-from openrlhf_gpm.trainer.policy.cluster import devices_needed
+from openrlhf_gpm.trainer.policy.placement import devices_needed
 
 GPM_DICT = {"dim": 4, "gate": "none", "normalize": True, "tau": 0.1, "format_version": 1}
 SIZES = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 64}
