@@ -59,7 +59,7 @@ def test_check_prints_what_is_in_each_file(tmp_path, capsys):
         "groups": "12",
         "comparisons": "12",
         "prompts": "4",
-        "responses a prompt": "4 with 3",
+        "responses per prompt": "4 with 3",
         "prompts with a cycle": "4",
         "labels": "1: 12",
         "longer wins": "nothing to compare",
