@@ -29,6 +29,7 @@ class Regression(Objective):
     )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.beta > 0:
             raise ValueError(f"--gpo.beta must be > 0, got {self.beta}")
         if self.target_clip is not None and not self.target_clip > 0:
