@@ -11,7 +11,7 @@
 # sampled the batch of 256 prompts, not the one at the start of the pass.
 #
 # beta 0.001 makes targets of hundreds of nats, which no update reaches: the gradient is that of REINFORCE with s_hat.
-# For the regression that GPO describes drop both --gpo flags (beta is 1 then) and watch target_q95 and log_ratio_q95.
+# For the regression that GPO describes drop both --gpo flags (beta is 1 then) and watch target_q95 and moved_q95.
 set -euo pipefail
 
 loss=${LOSS:-gpo} # or sppo
