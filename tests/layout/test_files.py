@@ -47,6 +47,7 @@ RENAMING_TODAY = {
     "data/writing.py",
     "scoring/store.py",
     "trainer/policy/group_log.py",
+    "trainer/policy/policy_actor.py",
     "trainer/reward/best_checkpoint.py",  # a directory
 }
 
