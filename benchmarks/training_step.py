@@ -21,8 +21,8 @@ from smollm2 import OUTPUTS, checkpoints, load_bt, load_gpm_fp32, random_group
 from timing import summarise
 
 from openrlhf_gpm.core import preference_loss, preference_score
-from openrlhf_gpm.samples.forest import collate_trees
-from openrlhf_gpm.samples.formatting import collate
+from openrlhf_gpm.samples.batch import collate
+from openrlhf_gpm.samples.forest import collate_forest
 
 ARMS = ("bt", "gpm", "gpm_shared")
 
@@ -31,7 +31,7 @@ def make_loss(arm: str, model: Any, args: argparse.Namespace) -> Any:
     """loss() of the same B pairs, in the order and padding of each trainer."""
     groups = [random_group(args.prompt, args.response, 2, seed) for seed in range(args.batch)]
     full = collate([group[side] for side in (0, 1) for group in groups], 0)
-    tree = collate_trees(groups)
+    tree = collate_forest(groups)
     if arm == "bt":
         from openrlhf.models import PairWiseLoss
 

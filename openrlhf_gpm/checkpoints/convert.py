@@ -55,7 +55,7 @@ def convert(
     tau: float | None = None,
     normalize: bool | None = None,
     *,
-    say: Callable[[str], None] = logger.info,
+    log: Callable[[str], None] = logger.info,
     progress: Progress = iter,
 ) -> GPMConfig:
     """Write the checkpoint in directory `source` to the new directory `target` in another layout.
@@ -66,7 +66,7 @@ def convert(
         tau: temperature; for "authors" (default: the table's, for the models it knows) and "bt" (default: 1, or the
             std by which the model divides its rewards).
         normalize: whether embeddings have length 1; for "authors" only.
-        say: gets one line for each thing that was decided.
+        log: gets one line for each thing that was decided.
         progress: wraps the list of tensor files.
 
     Returns:
@@ -79,7 +79,7 @@ def convert(
     source, target = Path(source), Path(target).absolute()
     _check_arguments(source, target, from_, to, tau, normalize)
     if source.is_dir() and read_adapter(source) is not None:
-        return _convert_adapter(source, target, from_, to, say=say, progress=progress)
+        return _convert_adapter(source, target, from_, to, log=log, progress=progress)
     if from_ == to:
         raise ValueError(f"--from {from_} --to {to} changes nothing: copy {source}, or give another --to")
 
@@ -96,10 +96,10 @@ def convert(
         _to_classifier(draft)
     config = draft.gpm
     for note in draft.notes:
-        say(note)
+        log(note)
 
     with complete_directory(target) as new:
-        write_shards(source, new, draft.layout, progress)
+        write_shards(source, new, draft.plan, progress)
         (new / "config.json").write_text(json.dumps(draft.config, indent=2) + "\n", encoding="utf-8")
         for file in sorted(source.iterdir()):
             other = file.suffix not in WEIGHTS and file.name not in {"config.json", INDEX} | draft.leave_out
@@ -134,7 +134,7 @@ def _convert_adapter(source: Path, target: Path, from_: str, to: str, **options:
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.merged-") as folder:
         tokenizer = read_tokenizer(source)
         model = load_gpm(source)
-        options["say"](f"{source} is a LoRA adapter: merged into its base model {read_adapter(source)}")
+        options["log"](f"{source} is a LoRA adapter: merged into its base model {read_adapter(source)}")
         merged = target if to == "gpm" else Path(folder) / "gpm"
         save_gpm(model, tokenizer, merged)
         config: GPMConfig = model.gpm_config
@@ -163,14 +163,14 @@ def _undo(draft: Draft, gpm: GPMConfig, record: dict[str, Any]) -> None:
         draft.config[key] = value
     for key in record.get("added", []):
         draft.config.pop(key, None)
-    head_file = draft.layout["score.weight"].file
+    head_file = draft.plan["score.weight"].file
     if gpm.gated:
         file = record.get("gate_file", head_file)
         known = re.fullmatch(r"model[\w.-]*\.safetensors", file) and (draft.source / INDEX).exists()
-        split(draft.layout, "score.weight", gpm.head_rows, "gate.weight", file if known else head_file)
+        split(draft.plan, "score.weight", gpm.head_rows, "gate.weight", file if known else head_file)
     for name, stored in record.get("tensors", {}).items():
         value = torch.tensor(stored["values"], dtype=getattr(torch, stored["dtype"])).reshape(stored["shape"])
-        draft.layout[name] = Place(head_file, value=value)
+        draft.plan[name] = Place(head_file, value=value)
 
 
 def _check_gpm(draft: Draft) -> None:
@@ -185,15 +185,15 @@ def _check_gpm(draft: Draft) -> None:
 
 
 def _to_classifier(draft: Draft) -> None:
-    gpm, layout = draft.gpm, draft.layout
+    gpm, plan = draft.gpm, draft.plan
     record: dict[str, Any] = {}
     if gpm.gated:
         _check_same_dtype(draft)
-        record["gate_file"] = layout["gate.weight"].file
-        stack(layout, "score.weight", "gate.weight")
-    for name in [name for name in layout if name.startswith("temperature.")]:
+        record["gate_file"] = plan["gate.weight"].file
+        stack(plan, "score.weight", "gate.weight")
+    for name in [name for name in plan if name.startswith("temperature.")]:
         # vLLM refuses tensors that it does not know; config.gpm has the tau that this one makes.
-        value = read_place(draft.source, layout.pop(name))
+        value = read_place(draft.source, plan.pop(name))
         stored = {"dtype": str(value.dtype).removeprefix("torch."), "shape": list(value.shape)}
         record.setdefault("tensors", {})[name] = stored | {"values": value.flatten().tolist()}
 
@@ -252,7 +252,7 @@ def _pad_token_id(draft: Draft) -> int:
 def _check_same_dtype(draft: Draft) -> None:
     dtypes = {}
     for name in ("score.weight", "gate.weight"):
-        (part,) = draft.layout[name].parts
+        (part,) = draft.plan[name].parts
         with safe_open(draft.source / part.file, framework="pt") as tensors:
             dtypes[name] = tensors.get_slice(part.tensor).get_dtype()
     if len(set(dtypes.values())) > 1:

@@ -8,7 +8,7 @@ from typing import Any
 from transformers import PretrainedConfig
 
 from openrlhf_gpm.checkpoints.checkpoint import Shapes, read_hf_config, read_json, read_tokenizer
-from openrlhf_gpm.checkpoints.shards import Layout, read_layout
+from openrlhf_gpm.checkpoints.shards import Plan, read_plan
 from openrlhf_gpm.config import GPMConfig
 from openrlhf_gpm.models.gpm import gpm_class
 
@@ -20,7 +20,7 @@ class Draft:
     source: Path
     hf: PretrainedConfig
     config: dict[str, Any]
-    layout: Layout
+    plan: Plan
     shapes: Shapes
     tokenizer: Any
     notes: list[str] = field(default_factory=list)
@@ -41,8 +41,8 @@ class Draft:
 def read_draft(source: Path) -> Draft:
     """The checkpoint as it is. Raises ValueError where files are missing, damaged or of no kind that we know."""
     hf = read_hf_config(source)
-    layout, shapes = read_layout(source)
-    return Draft(source, hf, read_json(source / "config.json"), layout, shapes, read_tokenizer(source))
+    plan, shapes = read_plan(source)
+    return Draft(source, hf, read_json(source / "config.json"), plan, shapes, read_tokenizer(source))
 
 
 def label_keys(rows: int) -> dict[str, Any]:

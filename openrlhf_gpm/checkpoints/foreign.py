@@ -40,13 +40,13 @@ def from_authors(draft: Draft, tau: float | None, normalize: bool | None) -> Non
         raise ValueError(f"{path}: the tokenizer has no chat template, which the authors' models use: copy the base's")
 
     tau, normalize = _authors_settings(draft, tau, normalize)
-    rename(draft.layout, "value_head.weight", "score.weight")
+    rename(draft.plan, "value_head.weight", "score.weight")
     if gated and rows == 2:
         gated = False
-        del draft.layout["prompt_head.weight"]
+        del draft.plan["prompt_head.weight"]
         draft.notes.append("gate: none (prompt_head has one row, whose softmax is always 1: left out)")
     elif gated:
-        rename(draft.layout, "prompt_head.weight", "gate.weight")
+        rename(draft.plan, "prompt_head.weight", "gate.weight")
     gpm = GPMConfig(
         dim=rows,
         gate="softmax" if gated else "none",
@@ -101,8 +101,8 @@ def from_bt(draft: Draft, tau: float | None) -> None:
     check_shapes(draft, {f"{head}.weight": (1, draft.hidden_size)})
     check_trunk(draft)
 
-    rename(draft.layout, f"{head}.weight", "score.weight")
-    if draft.layout.pop(f"{head}.bias", None) is not None:
+    rename(draft.plan, f"{head}.weight", "score.weight")
+    if draft.plan.pop(f"{head}.bias", None) is not None:
         draft.notes.append(f"{head}.bias: left out, it cancels in every difference of rewards")
     if "value_head_prefix" in config:
         config["value_head_prefix"] = "score"  # OpenRLHF looks for the head under this name
@@ -124,8 +124,8 @@ def from_bt(draft: Draft, tau: float | None) -> None:
 
 def _become_gpm(draft: Draft, gpm: GPMConfig) -> None:
     """What every layout of others has to lose and to gain."""
-    for name in [name for name in draft.layout if any(re.match(pattern, name) for pattern in OUTPUT_LAYERS)]:
-        del draft.layout[name]
+    for name in [name for name in draft.plan if any(re.match(pattern, name) for pattern in OUTPUT_LAYERS)]:
+        del draft.plan[name]
     draft.config["architectures"] = [gpm_class(draft.hf).__name__]
     draft.config["gpm"] = gpm.to_dict()
     draft.config |= label_keys(gpm.head_rows)

@@ -1,7 +1,7 @@
 """Rewriting a checkpoint's safetensors one file at a time: no model is built, and no more than one file is in memory.
 
-A `Layout` says for every tensor of the new checkpoint which file it goes to, and which rows of which old tensors make
-it. A conversion changes the layout, which is only names; then `write_shards` does the work.
+A `Plan` says for every tensor of the new checkpoint which file it goes to, and which rows of which old tensors make
+it. A conversion changes the plan, which is only names; then `write_shards` does the work.
 """
 
 import json
@@ -38,47 +38,47 @@ class Place:
     value: Tensor | None = None
 
 
-Layout = dict[str, Place]
+Plan = dict[str, Place]
 Progress = Callable[[list[str]], Iterable[str]]
 
 
-def read_layout(path: Path) -> tuple[Layout, Shapes]:
-    """The layout that changes nothing, and every tensor's shape.
+def read_plan(path: Path) -> tuple[Plan, Shapes]:
+    """The plan that changes nothing, and every tensor's shape.
 
     Raises ValueError where a file is missing or damaged, or is not what the index says.
     """
-    layout: Layout = {}
+    plan: Plan = {}
     shapes: Shapes = {}
     for file in tensor_files(path):
         for name, shape in tensor_header(file).items():
-            if name in layout:
-                raise ValueError(f"{path}: {layout[name].file} and {file.name} both hold {name}: save it again")
-            layout[name] = Place(file.name, (Rows(file.name, name),))
+            if name in plan:
+                raise ValueError(f"{path}: {plan[name].file} and {file.name} both hold {name}: save it again")
+            plan[name] = Place(file.name, (Rows(file.name, name),))
             shapes[name] = shape
     if (path / INDEX).exists():
         for name, shard in read_json(path / INDEX)["weight_map"].items():
-            if name not in layout or layout[name].file != shard:
+            if name not in plan or plan[name].file != shard:
                 raise ValueError(
                     f"{path / INDEX} says that {name} is in {shard}, where it is not: copy or save it again"
                 )
-    return layout, shapes
+    return plan, shapes
 
 
-def rename(layout: Layout, old: str, new: str) -> None:
+def rename(plan: Plan, old: str, new: str) -> None:
     """Call the tensor `old` `new`."""
-    layout[new] = layout.pop(old)
+    plan[new] = plan.pop(old)
 
 
-def stack(layout: Layout, top: str, bottom: str) -> None:
+def stack(plan: Plan, top: str, bottom: str) -> None:
     """Put the rows of `bottom` below those of `top`, in the file of `top`; `bottom` is gone."""
-    layout[top] = Place(layout[top].file, layout[top].parts + layout.pop(bottom).parts)
+    plan[top] = Place(plan[top].file, plan[top].parts + plan.pop(bottom).parts)
 
 
-def split(layout: Layout, top: str, rows: int, bottom: str, file: str) -> None:
+def split(plan: Plan, top: str, rows: int, bottom: str, file: str) -> None:
     """Undo `stack`: `top` keeps its first `rows` rows, the others become `bottom`, in `file`."""
-    (part,) = layout[top].parts
-    layout[top] = Place(layout[top].file, (Rows(part.file, part.tensor, 0, rows),))
-    layout[bottom] = Place(file, (Rows(part.file, part.tensor, rows),))
+    (part,) = plan[top].parts
+    plan[top] = Place(plan[top].file, (Rows(part.file, part.tensor, 0, rows),))
+    plan[bottom] = Place(file, (Rows(part.file, part.tensor, rows),))
 
 
 def read_place(path: Path, place: Place) -> Tensor:
@@ -92,14 +92,14 @@ def read_place(path: Path, place: Place) -> Tensor:
     return parts[0].contiguous() if len(parts) == 1 else torch.cat(parts)
 
 
-def write_shards(source: Path, target: Path, layout: Layout, progress: Progress = iter) -> None:
-    """Write the safetensors files of `layout`, and their index where `source` has one, into the directory `target`.
+def write_shards(source: Path, target: Path, plan: Plan, progress: Progress = iter) -> None:
+    """Write the safetensors files of `plan`, and their index where `source` has one, into the directory `target`.
 
     A file in which nothing changes is copied byte for byte. `progress` wraps the list of files.
     """
-    files = sorted({place.file for place in layout.values()})
+    files = sorted({place.file for place in plan.values()})
     for file in progress(files):
-        places = {name: place for name, place in layout.items() if place.file == file}
+        places = {name: place for name, place in plan.items() if place.file == file}
         unchanged = all(place.parts == (Rows(file, name),) for name, place in places.items())
         if unchanged and (source / file).exists() and len(places) == len(tensor_header(source / file)):
             shutil.copyfile(source / file, target / file)
@@ -109,7 +109,7 @@ def write_shards(source: Path, target: Path, layout: Layout, progress: Progress 
             del tensors
     if (source / INDEX).exists():
         index = read_json(source / INDEX)
-        index["weight_map"] = {name: layout[name].file for name in sorted(layout)}
+        index["weight_map"] = {name: plan[name].file for name in sorted(plan)}
         before, after = _totals(tensor_files(source)), _totals([target / file for file in files])
         for key in set(before) & set(index.get("metadata") or {}):
             index["metadata"][key] += after[key] - before[key]

@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
         args.to,
         tau=args.tau,
         normalize=args.normalize,
-        say=print,
+        log=print,
         progress=lambda files: tqdm(files, unit="file"),
     )
     print(f"converted: {args.output}")

@@ -16,7 +16,7 @@ from transformers import initialization as init
 
 from openrlhf_gpm.config import GATES, GPMConfig
 from openrlhf_gpm.core import embed_rewards
-from openrlhf_gpm.models.inputs import forest_layout, packed_layout, padded_layout
+from openrlhf_gpm.models.inputs import forest_inputs, packed_inputs, padded_inputs
 from openrlhf_gpm.models.trunks import trunk_class, use_forest_attention
 from openrlhf_gpm.samples.forest import Forest
 
@@ -136,7 +136,7 @@ class _GPMMixin:
             attention_mask: (B, T), 1 on tokens, 0 on padding. Default: no padding.
             prompt_lens: (B,) tokens of each sample's prompt, 1 <= prompt_lens <= length; the gate reads the last of
                 them. Needed where there is a gate.
-            forest: with it, input_ids is (1, N), groups of samples that share their prompt: see `collate_trees`.
+            forest: with it, input_ids is (1, N), groups of samples that share their prompt: see `collate_forest`.
             lm_from, lm_to: (M,) columns of the flattened input_ids, and the tokens that follow them in a text: adds
                 `outputs.lm_loss`, the mean cross-entropy of these tokens in nats.
             return_output: also return the trunk's outputs; with a learnable tau, `outputs.tau` is its value ().
@@ -150,30 +150,30 @@ class _GPMMixin:
 
         Raises:
             ValueError: prompt_lens missing or out of range, an empty sample, context parallelism, or a forest for a
-                trunk that reads none (`sharing_obstacle`).
+                trunk that reads none (`forest_obstacle`).
         """
         if ring_attn_group is not None:
             raise ValueError("a GPM does not support context parallelism: set --ds.ring_attn_size 1")
         trunk = getattr(self, self.base_model_prefix)
         if forest is not None:
             use_forest_attention(trunk)
-            layout = forest_layout(input_ids, forest)
+            batch = forest_inputs(input_ids, forest)
         else:
             mask = (torch.ones_like(input_ids) if attention_mask is None else attention_mask).long()
             prompts = self._check_lengths(mask.sum(1), prompt_lens)
-            layout = (packed_layout if self.packing_samples else padded_layout)(input_ids, mask, prompts)
+            batch = (packed_inputs if self.packing_samples else padded_inputs)(input_ids, mask, prompts)
 
-        outputs = trunk(**layout.inputs, use_cache=False)
+        outputs = trunk(**batch.inputs, use_cache=False)
         hidden = outputs.last_hidden_state.flatten(0, 1)  # (N, H); the head sees only the positions that it needs
-        v = finish_embedding(self.score(hidden[layout.last_at]), self.gpm_config)
+        v = finish_embedding(self.score(hidden[batch.last_at]), self.gpm_config)
         if self.gpm_config.gated:
-            gate = scale_gate(self.gate(hidden[layout.gate_at]), self.gpm_config.gate, self.hidden_size)
+            gate = scale_gate(self.gate(hidden[batch.gate_at]), self.gpm_config.gate, self.hidden_size)
         else:
-            gate = v.new_ones(len(layout.gate_at), self.gpm_config.k)
+            gate = v.new_ones(len(batch.gate_at), self.gpm_config.k)
         if self.gpm_config.learn_tau:
             outputs.tau = self.temperature()
         if lm_from is not None and lm_to is not None:
-            at = lm_from if layout.index is None else layout.index[lm_from]
+            at = lm_from if batch.index is None else batch.index[lm_from]
             logits = F.linear(hidden[at], trunk.get_input_embeddings().weight)  # tied: see --gpm.lm_coef
             outputs.lm_loss = F.cross_entropy(logits.float(), lm_to)
         return (v, gate, outputs) if return_output else (v, gate)

@@ -1,7 +1,7 @@
-"""How samples lie in the rows that the trunk reads: padded, packed, or as trees that share the prompt.
+"""What the trunk is called with: samples padded, packed, or as a forest that shares the prompt.
 
 Notation: B samples, T columns, N tokens. Indices are into the trunk's output with its first two dims flattened, so
-that every layout is used in the same way.
+that all three are read in the same way.
 """
 
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from openrlhf_gpm.samples.forest import Forest
 
 
 @dataclass(frozen=True)
-class Layout:
+class TrunkInputs:
     """What the trunk is called with, and where to look in what it returns."""
 
     inputs: dict[str, Any]
@@ -30,11 +30,11 @@ class Layout:
     """Index of each column of the batch's input_ids (flattened); None where it did not move."""
 
 
-def padded_layout(input_ids: Tensor, attention_mask: Tensor, prompt_lens: Tensor) -> Layout:
+def padded_inputs(input_ids: Tensor, attention_mask: Tensor, prompt_lens: Tensor) -> TrunkInputs:
     """One sample a row, padded left or right: (B, T), (B, T), (B,)."""
     columns = input_ids.shape[1]
     row = torch.arange(len(input_ids), device=input_ids.device) * columns
-    return Layout(
+    return TrunkInputs(
         {
             "input_ids": input_ids,
             "attention_mask": attention_mask,
@@ -45,14 +45,14 @@ def padded_layout(input_ids: Tensor, attention_mask: Tensor, prompt_lens: Tensor
     )
 
 
-def packed_layout(input_ids: Tensor, attention_mask: Tensor, prompt_lens: Tensor) -> Layout:
+def packed_inputs(input_ids: Tensor, attention_mask: Tensor, prompt_lens: Tensor) -> TrunkInputs:
     """All samples end to end in one row, without padding; position_ids restart in each: (B, T), (B, T), (B,)."""
     lengths = attention_mask.sum(1)
     ends = lengths.cumsum(0)
     starts = ends - lengths
     ids = input_ids[attention_mask.bool()]
     position_ids = torch.arange(len(ids), device=ids.device) - starts.repeat_interleave(lengths)
-    return Layout(
+    return TrunkInputs(
         # No mask: attention kernels find the sample borders where position_ids restart, and only without a cache.
         {"input_ids": ids[None], "attention_mask": None, "position_ids": position_ids[None]},
         last_at=ends - 1,
@@ -61,11 +61,11 @@ def packed_layout(input_ids: Tensor, attention_mask: Tensor, prompt_lens: Tensor
     )
 
 
-def forest_layout(input_ids: Tensor, forest: Forest) -> Layout:
-    """Groups whose shared tokens come once, in one row: (1, N), see `collate_trees`."""
+def forest_inputs(input_ids: Tensor, forest: Forest) -> TrunkInputs:
+    """Groups whose shared tokens come once, in one row: (1, N), see `collate_forest`."""
     # The mask is there so that transformers makes none; attention goes by the forest.
     mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=input_ids.device)
-    return Layout(
+    return TrunkInputs(
         {"input_ids": input_ids, "attention_mask": mask, "position_ids": forest.position_ids, "forest": forest},
         last_at=forest.last_at,
         gate_at=forest.gate_at,

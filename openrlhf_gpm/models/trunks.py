@@ -30,13 +30,13 @@ def use_forest_attention(trunk: Any) -> None:
     """Give a trunk that uses "sdpa" the attention that reads forests too. Raises ValueError where it cannot."""
     if trunk.config._attn_implementation == FOREST_ATTENTION:
         return
-    obstacle = sharing_obstacle(trunk.config)
+    obstacle = forest_obstacle(trunk.config)
     if obstacle:
         raise ValueError(f"{type(trunk).__name__} reads no forest: {obstacle}")
     trunk.set_attn_implementation(FOREST_ATTENTION)
 
 
-def sharing_obstacle(config: PretrainedConfig) -> str | None:
+def forest_obstacle(config: PretrainedConfig) -> str | None:
     """Why the samples of a trunk must be encoded in full; None where it reads forests, exactly.
 
     The trunk is built without memory for its weights and asked.

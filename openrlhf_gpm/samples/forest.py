@@ -17,11 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from openrlhf_gpm.samples.batch import fullest_prompt, shared_length
 from openrlhf_gpm.samples.formatting import Encoded
 
 MAX_SHARE = 0.9
-"""Groups are read as trees where these have at most this share of the tokens that they have otherwise."""
+"""Use a forest only where it has at most this share of the tokens of encoding every sample in full."""
 
 KEY_COST = 1 / 8
 """Memory of a key in attention over that of a token in the linear layers, roughly."""
@@ -95,7 +94,7 @@ class Forest:
     """(B,) places of the samples' last tokens."""
 
     gate_at: Tensor
-    """(G,) places of the prompts' last tokens, each in the group's `fullest_prompt`."""
+    """(G,) places of the prompts' last tokens, each in the group's `gate_sample`."""
 
     def to(self, device: torch.device | str) -> "Forest":
         """As a tensor's: the same on another device."""
@@ -104,7 +103,23 @@ class Forest:
         return Forest(parts=parts, longest=self.longest, **tensors)
 
 
-def collate_trees(groups: Sequence[Sequence[Encoded]]) -> dict[str, Any]:
+def gate_sample(group: Sequence[Encoded]) -> int:
+    """Which sample's gate is the group's: the first whose prompt's last token did not merge into the response."""
+    return max(range(len(group)), key=lambda i: group[i].prompt_len)
+
+
+def shared_length(group: Sequence[Encoded]) -> int:
+    """S: tokens that all samples of a group begin with, short of the shortest sample's last token.
+
+    Tokens, never text: a response may merge with the prompt's last token, and responses may begin alike.
+    """
+    samples = [e.input_ids for e in group]
+    low, high = min(samples), max(samples)  # in alphabetical order, all others lie between
+    limit = min(map(len, samples)) - 1
+    return next((i for i in range(limit) if low[i] != high[i]), limit)
+
+
+def collate_forest(groups: Sequence[Sequence[Encoded]]) -> dict[str, Any]:
     """What a GPM's forward takes: `input_ids` (1, N), all prefixes end to end, then all branches, and the `forest`.
 
     Two samples "a b c d" and "a b e" of one group become the row "a b c d e", of which attention reads two parts:
@@ -127,7 +142,7 @@ def collate_trees(groups: Sequence[Sequence[Encoded]]) -> dict[str, Any]:
     back = torch.empty_like(position_ids)
     back[queries[is_query]] = is_query.nonzero().squeeze(-1)
 
-    fullest = [i + fullest_prompt(group) for i, group in zip(first, groups, strict=True)]
+    fullest = [i + gate_sample(group) for i, group in zip(first, groups, strict=True)]
     forest = Forest(
         parts=parts,
         longest=max(map(len, samples)),
@@ -142,7 +157,7 @@ def collate_trees(groups: Sequence[Sequence[Encoded]]) -> dict[str, Any]:
 
 
 def sample_places(groups: Sequence[Sequence[Encoded]]) -> list[tuple[Tensor, Tensor]]:
-    """Where the tokens of each sample are in the row of `collate_trees`: B pairs of those it shares and its own."""
+    """Where the tokens of each sample are in the row of `collate_forest`: B pairs of those it shares and its own."""
     shared = [shared_length(group) for group in groups]
     own = [len(e.input_ids) - S for group, S in zip(groups, shared, strict=True) for e in group]
     places = torch.arange(sum(shared) + sum(own)).split([*shared, *own])
@@ -150,14 +165,19 @@ def sample_places(groups: Sequence[Sequence[Encoded]]) -> list[tuple[Tensor, Ten
     return list(zip(prefixes, places[len(groups) :], strict=True))
 
 
-def tree_pays(groups: Sequence[Sequence[Encoded]], full: int) -> bool:
-    """Whether groups have enough fewer tokens as trees than the `full` tokens that they have otherwise."""
-    tokens = sum(len(e.input_ids) for group in groups for e in group)
-    tokens -= sum((len(group) - 1) * shared_length(group) for group in groups)
-    return tokens <= MAX_SHARE * full
+def forest_pays(groups: Sequence[Sequence[Encoded]], by_length: bool = False) -> bool:
+    """Whether a forest of these groups, none empty, saves enough tokens (`MAX_SHARE`).
+
+    It is compared with one padded batch of all samples; by_length: with batches of samples of similar length, which
+    have next to no padding.
+    """
+    lengths = [len(sample.input_ids) for group in groups for sample in group]
+    forest = sum(lengths) - sum((len(group) - 1) * shared_length(group) for group in groups)
+    full = sum(lengths) if by_length else len(lengths) * max(lengths)
+    return forest <= MAX_SHARE * full
 
 
-def tree_batches(groups: Sequence[Sequence[Encoded]], batch_tokens: int) -> Iterator[list[tuple[int, range]]]:
+def forest_batches(groups: Sequence[Sequence[Encoded]], batch_tokens: int) -> Iterator[list[tuple[int, range]]]:
     """Batches of (group, which of its samples), prefixes of like length together, longest first.
 
     A batch takes the memory of at most batch_tokens tokens, a key that attention reads counted as `KEY_COST` of one. A

@@ -16,7 +16,7 @@ from torch import Tensor
 from openrlhf_gpm.checkpoints.checkpoint import read_hf_config
 from openrlhf_gpm.config import GPMConfig
 from openrlhf_gpm.models.gpm import finish_embedding, scale_gate
-from openrlhf_gpm.samples.batch import fullest_prompt
+from openrlhf_gpm.samples.forest import gate_sample
 from openrlhf_gpm.samples.formatting import Encoded
 from openrlhf_gpm.scoring.torch_backend import pick_device
 
@@ -100,7 +100,7 @@ class VLLMBackend:
         samples: list[int] = []
         for group in groups:
             if self.config.gated:  # first: what it computes, the samples find in the cache
-                fullest = group[fullest_prompt(group)]
+                fullest = group[gate_sample(group)]
                 prompts.append(len(requests))
                 requests.append(fullest.input_ids[: fullest.prompt_len])
             samples += range(len(requests), len(requests) + len(group))

@@ -10,7 +10,7 @@ from transformers import AutoConfig
 
 from openrlhf_gpm.checkpoints.checkpoint import read_adapter
 from openrlhf_gpm.config import GPMConfig
-from openrlhf_gpm.models.trunks import sharing_obstacle, sliding_window
+from openrlhf_gpm.models.trunks import forest_obstacle, sliding_window
 
 
 def check_layout(gpm: GPMConfig, path: str, flag: str) -> None:
@@ -39,7 +39,7 @@ def check_parallelism(args: SimpleNamespace) -> None:
         raise ValueError("--ds.ring_attn_size must be 1 for a GPM: ring attention is not supported")
 
 
-def forest_obstacle(path: str, ds: SimpleNamespace, max_len: int | None) -> str | None:
+def training_forest_obstacle(path: str, ds: SimpleNamespace, max_len: int | None) -> str | None:
     """Why the trunk at `path` cannot read a group as a tree (`samples/forest.py`) under the --ds.* flags, or None."""
     if ds.attn_implementation != "sdpa":
         return f"--ds.attn_implementation {ds.attn_implementation} reads no trees, sdpa does"
@@ -47,4 +47,4 @@ def forest_obstacle(path: str, ds: SimpleNamespace, max_len: int | None) -> str 
     window = sliding_window(config)
     if window is not None and (max_len is None or max_len > window):
         return f"the trunk's sliding window is shorter ({window}) than --data.max_len {max_len}"
-    return sharing_obstacle(config)
+    return forest_obstacle(config)

@@ -142,7 +142,7 @@ def test_an_odd_place_for_the_gate_or_the_bos_would_be_seen(authors, tmp_path):
 
 def test_what_was_decided_is_told_and_written(authors, tmp_path):
     notes = []
-    convert(authors, tmp_path / "gpm", "authors", say=notes.append)
+    convert(authors, tmp_path / "gpm", "authors", log=notes.append)
     assert "tau 0.1: from the paper's settings of GPM-Gemma-2B" in notes
     assert "normalize true: from the paper's settings of GPM-Gemma-2B" in notes
     assert "dim 6, gate softmax: from the shapes of the tensors" in notes
@@ -185,7 +185,7 @@ def test_a_hub_cache_knows_the_models_name(authors, tmp_path):
     snapshot.parent.mkdir(parents=True)
     authors.rename(snapshot)
     notes = []
-    convert(snapshot, tmp_path / "gpm", "authors", say=notes.append)
+    convert(snapshot, tmp_path / "gpm", "authors", log=notes.append)
     assert "tau 0.1: from the paper's settings of GPM-Gemma-2-9B" in notes
 
 
@@ -201,7 +201,7 @@ def test_an_unknown_name_is_not_guessed_about(authors, tmp_path):
         convert(path, tmp_path / "gpm", "authors", normalize=True)
     assert not (tmp_path / "gpm").exists()
     notes = []
-    assert convert(path, tmp_path / "gpm", "authors", tau=0.3, normalize=False, say=notes.append).tau == 0.3
+    assert convert(path, tmp_path / "gpm", "authors", tau=0.3, normalize=False, log=notes.append).tau == 0.3
     assert {"tau 0.3: as given", "normalize false: as given"} <= set(notes)
 
 

@@ -64,7 +64,7 @@ def test_scores_are_the_differences_of_upstreams_rewards(
     assert json.loads((tmp_path / "bt/config.json").read_text())["architectures"] == ["RewardModel"]
 
     notes = []
-    config = convert(tmp_path / "bt", tmp_path / "gpm", "bt", say=notes.append)
+    config = convert(tmp_path / "bt", tmp_path / "gpm", "bt", log=notes.append)
     assert (config.head, config.dim, config.gate, config.normalize) == ("reward", 2, "none", False)
     assert config.tau == (2.5 if normalize else 1.0)
     told = "by which normalize_reward" if normalize else "mean and std in config.json are not in use"
@@ -116,14 +116,14 @@ def test_an_ordinary_reward_model_there_and_back(bt, tmp_path):
 
 def test_tau_can_be_given(bt, tmp_path):
     notes = []
-    assert convert(bt, tmp_path / "gpm", "bt", tau=3.0, say=notes.append).tau == 3.0
+    assert convert(bt, tmp_path / "gpm", "bt", tau=3.0, log=notes.append).tau == 3.0
     assert "tau 3.0: as given" in notes
 
 
 def test_without_a_chat_template_the_gpm_reads_plain_text_and_says_so(bt, tmp_path):
     (bt / "chat_template.jinja").unlink()
     notes = []
-    assert not convert(bt, tmp_path / "gpm", "bt", say=notes.append).chat_template
+    assert not convert(bt, tmp_path / "gpm", "bt", log=notes.append).chat_template
     assert "formatting: plain text, one BOS, one EOS" in notes
 
 
@@ -136,7 +136,7 @@ def edit(path: Path, change) -> None:
 def test_a_bias_of_the_head_cancels_and_is_left_out(bt, tmp_path):
     edit(bt, lambda t: t.update({"score.bias": torch.ones(1), "lm_head.weight": torch.ones(320, 32)}))
     notes = []
-    convert(bt, tmp_path / "gpm", "bt", say=notes.append)
+    convert(bt, tmp_path / "gpm", "bt", log=notes.append)
     assert "score.bias: left out, it cancels in every difference of rewards" in notes
     assert not {"score.bias", "lm_head.weight"} & set(load_file(tmp_path / "gpm/model.safetensors"))
 

@@ -174,7 +174,7 @@ def test_a_padding_token_that_is_the_eos_is_not_used(new_gpm, new_tokenizer, tmp
     model.config.pad_token_id = tokenizer.eos_token_id
     path = make(model, tokenizer, tmp_path / "gpm")
     notes = []
-    convert(path, tmp_path / "classifier", "gpm", "classifier", say=notes.append)
+    convert(path, tmp_path / "classifier", "gpm", "classifier", log=notes.append)
     assert json.loads((tmp_path / "classifier/config.json").read_text())["pad_token_id"] != tokenizer.eos_token_id
     assert any("pad_token_id 0: not the tokenizer's" in note for note in notes)
     gpm = GPM.from_pretrained(path, device="cpu")
@@ -191,7 +191,7 @@ def test_a_lora_adapter_is_merged_on_the_way(gpm_checkpoint, chat_tokenizer, tmp
     save_gpm(model, chat_tokenizer, tmp_path / "adapter")
     want = GPM.from_pretrained(tmp_path / "adapter", device="cpu").score(PROMPT, RESPONSES)["scores"]
     notes = []
-    convert(tmp_path / "adapter", tmp_path / "whole", "gpm", say=notes.append)
+    convert(tmp_path / "adapter", tmp_path / "whole", "gpm", log=notes.append)
     convert(tmp_path / "adapter", tmp_path / "classifier", "gpm", "classifier")
     convert(tmp_path / "classifier", tmp_path / "back", "classifier")
     assert any("is a LoRA adapter: merged into its base model" in note for note in notes)

@@ -10,7 +10,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from openrlhf_gpm.config import GPMConfig
 from openrlhf_gpm.models.attention.sdpa import FOREST_ATTENTION, sdpa_forest
 from openrlhf_gpm.models.gpm import gpm_class
-from openrlhf_gpm.samples.forest import collate_trees, sample_places
+from openrlhf_gpm.samples.forest import collate_forest, sample_places
 from openrlhf_gpm.samples.formatting import Encoded
 
 GROUPS = [
@@ -22,7 +22,7 @@ SENT = torch.ones(1, 1, 1, 1, dtype=torch.bool)
 
 @pytest.mark.parametrize("heads_a_key", [1, 2, 4])
 def test_every_token_sees_its_own_sample_up_to_itself(heads_a_key):
-    forest = collate_trees(GROUPS)["forest"]
+    forest = collate_forest(GROUPS)["forest"]
     N = forest.position_ids.shape[1]
     generator = torch.Generator().manual_seed(0)
     query = torch.randn(1, 4, N, 8, generator=generator, dtype=torch.float64)
@@ -54,7 +54,7 @@ def test_without_a_forest_the_numbers_are_those_of_transformers(masked, keys):
 
 
 def test_a_forest_that_got_lost_is_an_error_and_never_wrong_numbers():
-    forest = collate_trees(GROUPS)["forest"]
+    forest = collate_forest(GROUPS)["forest"]
     x = torch.randn(1, 4, forest.position_ids.shape[1], 8)
     module = SimpleNamespace(is_causal=True)
     with pytest.raises(RuntimeError, match="SimpleNamespace does not get the forest as it was sent"):
@@ -65,7 +65,7 @@ def test_a_forest_that_got_lost_is_an_error_and_never_wrong_numbers():
 
 
 def test_a_bias_by_places_in_the_row_is_an_error():
-    forest = collate_trees(GROUPS)["forest"]
+    forest = collate_forest(GROUPS)["forest"]
     x = torch.randn(1, 4, forest.position_ids.shape[1], 8)
     with pytest.raises(RuntimeError, match="SimpleNamespace adds a bias by places in the row"):
         sdpa_forest(SimpleNamespace(is_causal=True), x, x, x, SENT, forest, position_bias=x)
@@ -73,7 +73,7 @@ def test_a_bias_by_places_in_the_row_is_an_error():
 
 def test_where_no_cpu_is_transformers_reads_the_parts():
     """The meta device has shapes and no numbers; the test for a GPU compares these."""
-    forest = collate_trees(GROUPS)["forest"].to("meta")
+    forest = collate_forest(GROUPS)["forest"].to("meta")
     N = forest.position_ids.shape[1]
     query, key = (torch.empty(1, heads, N, 8, device="meta") for heads in (4, 2))
     module = SimpleNamespace(num_key_value_groups=2, is_causal=True, training=False)
@@ -98,24 +98,24 @@ def test_a_gpm_gets_the_attention_with_its_first_forest(new_config, trunk):
 
     sdpa, eager = build("sdpa"), build("eager")
     assert sdpa.config._attn_implementation == "sdpa"  # some trunks compare this name: left alone as long as possible
-    v, _ = sdpa(**collate_trees(GROUPS))
+    v, _ = sdpa(**collate_forest(GROUPS))
     assert sdpa.config._attn_implementation == FOREST_ATTENTION
     sdpa.set_attn_implementation("sdpa")
-    assert torch.equal(sdpa(**collate_trees(GROUPS))[0], v)
+    assert torch.equal(sdpa(**collate_forest(GROUPS))[0], v)
     with pytest.raises(ValueError, match=r"Model reads no forest: its attention \(eager\) is not the sdpa of"):
-        eager(**collate_trees(GROUPS))
+        eager(**collate_forest(GROUPS))
 
 
 def test_a_sliding_window_that_would_cut_a_sample_is_an_error(new_gpm):
     model = new_gpm("gemma2")  # its window is 4 tokens
-    assert collate_trees(GROUPS)["forest"].longest == 23
+    assert collate_forest(GROUPS)["forest"].longest == 23
     with pytest.raises(RuntimeError, match="has a sliding window of 4 tokens, a sample 23: encode it in full"):
-        model(**collate_trees(GROUPS))
+        model(**collate_forest(GROUPS))
 
 
 def test_a_checkpoint_does_not_name_it(new_gpm, tmp_path):
     model = new_gpm()
-    model(**collate_trees(GROUPS))
+    model(**collate_forest(GROUPS))
     model.save_pretrained(tmp_path)
     assert FOREST_ATTENTION not in (tmp_path / "config.json").read_text()
     assert "gpm" in json.loads((tmp_path / "config.json").read_text())

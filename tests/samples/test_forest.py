@@ -6,26 +6,33 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sample_groups import group, one_by_one
 
-from openrlhf_gpm.models.inputs import packed_layout, padded_layout
-from openrlhf_gpm.samples.batch import shared_length
-from openrlhf_gpm.samples.forest import KEY_COST, collate_trees, sample_places, tree_batches, tree_pays
-from openrlhf_gpm.samples.formatting import Encoded, collate
+from openrlhf_gpm.models.inputs import packed_inputs, padded_inputs
+from openrlhf_gpm.samples.batch import collate
+from openrlhf_gpm.samples.forest import (
+    KEY_COST,
+    collate_forest,
+    forest_batches,
+    forest_pays,
+    sample_places,
+    shared_length,
+)
+from openrlhf_gpm.samples.formatting import Encoded
 
 # By hand
 
 
-def test_the_padded_and_the_packed_layout_by_hand():
+def test_padded_and_packed_inputs_by_hand():
     batch = torch.tensor([[0, 0, 7], [5, 6, 0]]), torch.tensor([[0, 0, 1], [1, 1, 0]]), torch.tensor([1, 2])
-    layout = padded_layout(*batch)
-    assert layout.inputs["position_ids"].tolist() == [[0, 0, 0], [0, 1, 1]]
-    assert layout.last_at.tolist() == [2, 4]
-    assert layout.gate_at.tolist() == [2, 4]
-    layout = packed_layout(*batch)
-    assert layout.inputs["input_ids"].tolist() == [[7, 5, 6]]
-    assert layout.inputs["position_ids"].tolist() == [[0, 0, 1]]
-    assert layout.last_at.tolist() == [0, 2]
-    assert layout.gate_at.tolist() == [0, 2]
-    assert layout.index[[2, 3, 4]].tolist() == [0, 1, 2]
+    inputs = padded_inputs(*batch)
+    assert inputs.inputs["position_ids"].tolist() == [[0, 0, 0], [0, 1, 1]]
+    assert inputs.last_at.tolist() == [2, 4]
+    assert inputs.gate_at.tolist() == [2, 4]
+    inputs = packed_inputs(*batch)
+    assert inputs.inputs["input_ids"].tolist() == [[7, 5, 6]]
+    assert inputs.inputs["position_ids"].tolist() == [[0, 0, 1]]
+    assert inputs.last_at.tolist() == [0, 2]
+    assert inputs.gate_at.tolist() == [0, 2]
+    assert inputs.index[[2, 3, 4]].tolist() == [0, 1, 2]
 
 
 def test_the_shared_prefix_by_hand():
@@ -50,7 +57,7 @@ def test_the_shared_prefix_is_the_longest_that_leaves_each_sample_a_token(sample
 
 def test_two_trees_in_a_row_by_hand():
     groups = [[Encoded([1, 2, 3, 9], 2), Encoded([1, 2, 4, 5, 9], 2)], [Encoded([7, 9], 1)]]
-    batch = collate_trees(groups)
+    batch = collate_forest(groups)
     assert batch["input_ids"].tolist() == [[1, 2, 7, 3, 9, 4, 5, 9, 9]]
     places = [(shared.tolist(), own.tolist()) for shared, own in sample_places(groups)]
     assert places == [([0, 1], [3, 4]), ([0, 1], [5, 6, 7]), ([2], [8])]
@@ -76,26 +83,26 @@ def test_two_trees_in_a_row_by_hand():
 
 def test_the_gate_is_read_where_the_prompt_ends_even_inside_a_branch():
     """The second sample keeps the prompt's last token, which merged into the first one's response."""
-    batch = collate_trees([[Encoded([1, 2, 8, 9], 2), Encoded([1, 2, 3, 5, 9], 3)]])
+    batch = collate_forest([[Encoded([1, 2, 8, 9], 2), Encoded([1, 2, 3, 5, 9], 3)]])
     assert batch["input_ids"][0, batch["forest"].gate_at].tolist() == [3]
 
 
 def test_branches_of_unlike_length_are_parts_of_their_own():
     lengths = [100, 64, 63, 32, 31, 1]
-    parts = collate_trees([group(range(5), *([n] * n for n in lengths))])["forest"].parts
+    parts = collate_forest([group(range(5), *([n] * n for n in lengths))])["forest"].parts
     assert [(part.rows, part.width) for part in parts] == [(1, 5), (2, 100), (2, 63), (2, 31)]
 
 
 def test_a_long_prefix_does_not_lengthen_the_keys_of_others():
     long, short = group([5] * 2000, [6], [7]), group([8], *([i] * 9 for i in range(10, 60)))
-    forest = collate_trees([long, short])["forest"]
+    forest = collate_forest([long, short])["forest"]
     assert len(forest.keys) == (2000 + 1) + 2 * (2000 + 1) + 50 * (1 + 9)  # prefixes in two parts, then branches
 
 
 @given(st.lists(st.tuples(st.integers(0, 200), st.lists(st.integers(1, 200), min_size=1, max_size=4)), max_size=5))
 def test_padding_at_most_doubles_what_attention_reads(shapes):
     groups = [group([5] * S, *([i] * n for i, n in enumerate(own, start=10))) for S, own in shapes]
-    for forest in [collate_trees(groups)["forest"]] if groups else []:
+    for forest in [collate_forest(groups)["forest"]] if groups else []:
         places = sample_places(groups)
         prefixes = {id(shared): len(shared) for shared, _ in places}
         real = sum(prefixes.values()) + sum(len(shared) + len(own) for shared, own in places)
@@ -103,11 +110,17 @@ def test_padding_at_most_doubles_what_attention_reads(shapes):
         assert len(forest.keys) <= 2 * real + 2 * 31 * rows
 
 
-def test_a_tree_pays_where_it_has_a_tenth_fewer_tokens():
-    assert not tree_pays([group([7], [1, 2, 3, 4, 5], [2, 3, 4, 5, 6])], 12)  # 11
-    assert tree_pays([group([7, 8], [1, 2, 3, 4], [2, 3, 4, 5])], 12)  # 10
-    assert not tree_pays([group(range(50), [1])], 51)
-    assert tree_pays([group([7], [1]), group([7], [1] * 9)], 20)  # nothing is shared, but no padding either: 12
+def test_a_forest_pays_where_it_has_a_tenth_fewer_tokens():
+    assert not forest_pays([group([7], [1, 2, 3, 4, 5], [2, 3, 4, 5, 6])])  # 11 of 12
+    assert forest_pays([group([7, 8], [1, 2, 3, 4], [2, 3, 4, 5])])  # 10 of 12
+    assert not forest_pays([group(range(50), [1])])
+    assert forest_pays([group([7], [1]), group([7], [1] * 9)])  # nothing is shared, but no padding either: 12 of 20
+
+
+def test_against_batches_by_length_padding_counts_for_nothing():
+    unlike = [group([7], [8] * 100, [9] * 5)]  # 106 tokens, of 202 with padding and 107 without
+    assert forest_pays(unlike)
+    assert not forest_pays(unlike, by_length=True)
 
 
 def test_a_prompt_outside_its_sample_is_refused():
@@ -122,13 +135,13 @@ def test_a_prompt_outside_its_sample_is_refused():
 def test_a_group_that_is_too_large_is_split_and_all_samples_come_once():
     groups = [group(range(4), *([i, 9] for i in range(20))), group(range(8), [1], [2])]
     each = 2 + 6 * KEY_COST
-    batches = list(tree_batches(groups, 20))
+    batches = list(forest_batches(groups, 20))
     assert batches[0] == [(1, range(2))]  # the longer prefix first
     assert [len(samples) for batch in batches[1:] for _, samples in batch] == [5, 5, 5, 5]
     assert 4 + 5 * each <= 20 < 4 + 6 * each
-    assert list(tree_batches(groups, 10**6)) == [[(1, range(2)), (0, range(20))]]
-    assert list(tree_batches(groups[1:], 1)) == [[(0, range(1))], [(0, range(1, 2))]]
-    assert list(tree_batches([], 1)) == []
+    assert list(forest_batches(groups, 10**6)) == [[(1, range(2)), (0, range(20))]]
+    assert list(forest_batches(groups[1:], 1)) == [[(0, range(1))], [(0, range(1, 2))]]
+    assert list(forest_batches([], 1)) == []
 
 
 @given(
@@ -137,7 +150,7 @@ def test_a_group_that_is_too_large_is_split_and_all_samples_come_once():
 )
 def test_batches_hold_every_sample_once_and_what_fits(shapes, batch_tokens):
     groups = [group([9] * S, *([i] * n for i, n in enumerate(own, start=10))) for S, own in shapes]
-    batches = list(tree_batches(groups, batch_tokens))
+    batches = list(forest_batches(groups, batch_tokens))
     seen = [(g, i) for batch in batches for g, samples in batch for i in samples]
     assert sorted(seen) == [(g, i) for g, members in enumerate(groups) for i in range(len(members))]
     for batch in batches:
@@ -178,7 +191,7 @@ SHAPES = {
 
 def assert_same(model, groups):
     with torch.no_grad():
-        for got, expected in zip(model(**collate_trees(groups)), one_by_one(model, groups), strict=True):
+        for got, expected in zip(model(**collate_forest(groups)), one_by_one(model, groups), strict=True):
             torch.testing.assert_close(got, expected, atol=1e-5, rtol=0)
 
 
@@ -233,7 +246,7 @@ def test_trees_give_the_gradients_of_full_encoding(new_gpm, checkpointing):
         v, gate = gpm(**collate([sample for g in many for sample in g], 0))
         return v, gate[[0, 5, 6]]  # the second group's fullest prompt is its second
 
-    tree, flat = gradients(lambda: gpm(**collate_trees(many))), gradients(full)
+    tree, flat = gradients(lambda: gpm(**collate_forest(many))), gradients(full)
     for name, want in flat.items():
         scale = want.abs().max()
         assert scale > 0, name
@@ -243,14 +256,14 @@ def test_trees_give_the_gradients_of_full_encoding(new_gpm, checkpointing):
 def test_a_bf16_trunk_has_an_fp32_head(new_gpm):
     model = new_gpm().bfloat16()
     many = SHAPES["prompts of many lengths"]
-    v, gate = model(**collate_trees(many))
+    v, gate = model(**collate_forest(many))
     assert v.dtype == gate.dtype == torch.float32
     torch.testing.assert_close(v.norm(dim=-1), torch.ones(len(v)), atol=1e-6, rtol=0)  # bf16 would be off by 1e-3
     torch.testing.assert_close(v, one_by_one(model, many)[0], atol=0.1, rtol=0)
 
 
 def test_a_forest_moves_as_tensors_do():
-    forest = collate_trees(SHAPES["one group"])["forest"].to("meta")
+    forest = collate_forest(SHAPES["one group"])["forest"].to("meta")
     tensors = [forest.position_ids, forest.queries, forest.keys, forest.back, forest.last_at, forest.gate_at]
     tensors += [part.mask(1, torch.bool) for part in forest.parts if part.prefix_lens is not None]
     assert len(tensors) == 6 + 2
@@ -263,7 +276,7 @@ def test_trees_on_a_gpu_give_what_full_encoding_gives_on_a_cpu(new_gpm, trunk):
     model = new_gpm(trunk)
     many = [g for shape in SHAPES.values() for g in shape]
     expected = one_by_one(model, many)
-    batch = {name: value.to("cuda") for name, value in collate_trees(many).items()}
+    batch = {name: value.to("cuda") for name, value in collate_forest(many).items()}
     with torch.no_grad():
         for got, want in zip(model.to("cuda")(**batch), expected, strict=True):
             torch.testing.assert_close(got.cpu(), want, atol=1e-4, rtol=0)

@@ -40,7 +40,7 @@ def sdpa_forest(
         _check_exact(module, forest, **kwargs)
         return _read(module, query, key, value, forest, **kwargs)
     if forest is not None or (one_element and key.shape[-2] > 1):  # a sample of one token has such a mask too
-        raise RuntimeError(f"{type(module).__name__} does not get the forest as it was sent; see `sharing_obstacle`")
+        raise RuntimeError(f"{type(module).__name__} does not get the forest as it was sent; see `forest_obstacle`")
     return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
 
 

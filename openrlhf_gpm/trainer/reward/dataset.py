@@ -15,10 +15,10 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from openrlhf_gpm.data import BadRows, Comparison, PairKeys, merge_prompts, normalise_preference, split_by_prompt
-from openrlhf_gpm.samples.batch import fullest_prompt
-from openrlhf_gpm.samples.forest import collate_trees, sample_places, tree_pays
-from openrlhf_gpm.samples.formatting import Encoded, Formatter, collate, padded_tokens, pair_text
-from openrlhf_gpm.trainer.reward.flags import model_config, why_not_share_prompts
+from openrlhf_gpm.samples.batch import collate_groups
+from openrlhf_gpm.samples.forest import sample_places
+from openrlhf_gpm.samples.formatting import Encoded, Formatter, pair_text
+from openrlhf_gpm.trainer.reward.flags import model_config, share_prompt_obstacle
 
 logger = init_logger(__name__)
 
@@ -50,7 +50,7 @@ class GPMRewardDataset(Dataset):
         config = model_config(self.args)  # of the checkpoint, where a GPM is trained further
         self.pairwise = config.head == "pairwise"
         self.formatter = Formatter.from_config(tokenizer, config)
-        reason = why_not_share_prompts(self.args, config.max_len)
+        reason = share_prompt_obstacle(self.args, config.max_len)
         self.share_prompt = reason is None
         if reason and self.args.gpm.share_prompt == "auto" and strategy.is_rank_0():
             logger.info("prompts are encoded once a response, not once a group: %s", reason)
@@ -81,19 +81,11 @@ class GPMRewardDataset(Dataset):
         `names`: G.
         """
         groups = [row.samples for row in rows]
-        samples = [sample for group in groups for sample in group]
-        sizes = torch.tensor([len(group) for group in groups])
-        starts = sizes.cumsum(0) - sizes
         counts = torch.tensor([len(row.comparisons) for row in rows])
         comparisons = [comparison for row in rows for comparison in row.comparisons]
-        shift = starts.repeat_interleave(counts)
-
-        if self.share_prompt and tree_pays(groups, padded_tokens(samples)):
-            inputs = collate_trees(groups)
-            gate = torch.arange(len(rows))
-        else:
-            inputs = collate(samples, self.formatter.pad_token_id)
-            gate = starts + torch.tensor([fullest_prompt(group) for group in groups])
+        batch = collate_groups(groups, self.formatter.pad_token_id, self.share_prompt)
+        inputs = batch.inputs
+        shift = batch.starts.repeat_interleave(counts)
         first = shift + torch.tensor([comparison.first for comparison in comparisons])
         second = shift + torch.tensor([comparison.second for comparison in comparisons])
         label = torch.tensor([comparison.label for comparison in comparisons], dtype=torch.float32)
@@ -104,7 +96,7 @@ class GPMRewardDataset(Dataset):
             "inputs": inputs,
             "first": first,
             "second": second,
-            "gate": gate.repeat_interleave(counts),
+            "gate": batch.gate_at.repeat_interleave(counts),
             "label": label,
             "margin": torch.tensor([comparison.margin for comparison in comparisons], dtype=torch.float32),
             "log_odds": torch.tensor(
@@ -126,7 +118,7 @@ class GPMRewardDataset(Dataset):
                 groups.append(group if group.id is not None else replace(group, id=f"row {number}"))
             except ValueError as error:
                 self._bad_row(bad, f"row {number}", error)
-        self._tell(bad, groups)
+        self._warn(bad, groups)
         return groups
 
     def _encode(self, groups: list[Any]) -> list[Row]:
@@ -139,7 +131,7 @@ class GPMRewardDataset(Dataset):
                 rows.append(encode_group(group, self.formatter, name, self.pairwise))
             except ValueError as error:
                 self._bad_row(bad, name, error)
-        self._tell(bad, rows)
+        self._warn(bad, rows)
         return rows
 
     def _bad_row(self, bad: BadRows, name: str, error: ValueError) -> None:
@@ -147,7 +139,7 @@ class GPMRewardDataset(Dataset):
             self._stop(f"preference data, {name}: {error}; --gpm.bad_rows skip leaves such rows out")
         bad.add(name, error)
 
-    def _tell(self, bad: BadRows, left: Sequence[Any]) -> None:
+    def _warn(self, bad: BadRows, left: Sequence[Any]) -> None:
         if bad.count and self.strategy.is_rank_0():
             logger.warning("preference data: %s", bad.summary())
         if not left:

@@ -12,7 +12,12 @@ from openrlhf.utils.logging_utils import init_logger
 from transformers import AutoConfig
 
 from openrlhf_gpm.config import GPMConfig
-from openrlhf_gpm.trainer.checkpoint_checks import check_layout, check_parallelism, check_whole, forest_obstacle
+from openrlhf_gpm.trainer.checkpoint_checks import (
+    check_layout,
+    check_parallelism,
+    check_whole,
+    training_forest_obstacle,
+)
 
 logger = init_logger(__name__)
 
@@ -185,11 +190,11 @@ def config_from_flags(args: SimpleNamespace) -> GPMConfig:
     )
 
 
-def why_not_share_prompts(args: SimpleNamespace, max_len: int | None) -> str | None:
+def share_prompt_obstacle(args: SimpleNamespace, max_len: int | None) -> str | None:
     """Why a group's prompt cannot be encoded once in training, None where it can. max_len: of a sample, in tokens."""
     if args.gpm.share_prompt == "off":
         return "--gpm.share_prompt off"
-    return forest_obstacle(args.model.model_name_or_path, args.ds, max_len)
+    return training_forest_obstacle(args.model.model_name_or_path, args.ds, max_len)
 
 
 def _check_lm(args: SimpleNamespace) -> None:
