@@ -142,7 +142,7 @@ def comparison_of(row: Mapping[str, Any]) -> dict[str, Any]:
     """Columns label (default 1, or the sigmoid of log_odds), margin (default 0) and log_odds (default None)."""
     log_odds, label, margin = (row.get(name) for name in ("log_odds", "label", "margin"))
     if log_odds is not None:
-        log_odds = number_of(log_odds, "'log_odds'", "leave it out where there is none")
+        log_odds = number_of(log_odds, "'log_odds'", "leave it out if there is none")
     if label is not None:
         label = label_of(label)
     elif log_odds is None:

@@ -240,7 +240,7 @@ def test_cycle_goes_over_the_models_of_a_file_of_groups(tmp_path, capsys):
         (["cyclic", "--input", "flat.jsonl", "--output", "o"], "hold no cycle for the set no_instruction_following"),
         (["cyclic", "--input", "flat.jsonl", "--output", "bad.jsonl"], "--output bad.jsonl is a file: give a folder"),
         (["cyclic", "--input", "flat.jsonl", "--output", "o", "--attributes", "x", "y"], "at least 4 different attri"),
-        (["merge", "in.jsonl", "--output", "pipe"], "--output pipe is no regular file"),
+        (["merge", "in.jsonl", "--output", "pipe"], "--output pipe is not a regular file"),
         (["check", "."], ". is a folder: give files"),
         (["check", "nul\0.jsonl"], "null byte"),
     ],
