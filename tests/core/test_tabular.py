@@ -107,10 +107,10 @@ def test_the_running_average_ends_at_the_average_policy():
 
 
 def test_worst_cases_by_hand():
-    """Rock, paper, scissors at 90 %: a pure answer wins 10 %, the pair (rock, paper) half of 0.5 + 0.1 = 0.3."""
+    """The third answer is the best reply to the start, the first to the last policy and to the average."""
     probs = torch.tensor([[0.5, 0.9, 0.1], [0.1, 0.5, 0.9], [0.9, 0.1, 0.5]])
-    found = worst_cases(probs, torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]))
-    assert found == pytest.approx({"start": 0.1, "last": 0.1, "average": 0.3})
+    found = worst_cases(probs, torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.8, 0.2]]))
+    assert found == pytest.approx({"start": 0.1, "last": 0.8 * 0.1 + 0.2 * 0.9, "average": 0.38})
 
 
 def test_what_a_policy_leaves_outside_the_game_counts_as_lost():

@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from openrlhf_gpm import objectives
 from openrlhf_gpm.cli.main import build_parser
 
 ROOT = Path(__file__).parents[2]
 PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]
-PREFIXES = ("reward_model_type", "gpm.", "gpo.")  # our own flags; each must be documented
+# Our own flags; each must be documented.
+PREFIXES = ("reward_model_type", "gpm.", *(f"{cls.prefix}." for cls in objectives.classes().values()))
 
 
 @pytest.fixture(scope="module")
