@@ -73,3 +73,11 @@ def test_a_group_of_one_and_scores_that_are_not_square_are_refused():
         Groups(torch.zeros(4, 1, 1))
     with pytest.raises(ValueError, match=r"must be \(\.\.\., K, K\)"):
         Groups(torch.zeros(4, 3))
+
+
+def test_answers_of_another_opponent_need_weights_and_weights_need_answers():
+    scores = torch.zeros(1, 2, 2)
+    with pytest.raises(ValueError, match="go together"):
+        Groups(scores, against=scores)
+    with pytest.raises(ValueError, match="go together"):
+        Groups(scores, weights=torch.ones(1, 2, 2))
