@@ -1,4 +1,4 @@
-"""Preference models behind one small interface, so that a GPM and its peers are evaluated and timed alike."""
+"""Preference models behind one small interface, so that all are evaluated and timed in the same way."""
 
 import os
 from collections import deque
@@ -10,32 +10,33 @@ import torch
 from torch import Tensor
 
 from openrlhf_gpm import core
-from openrlhf_gpm.samples.formatting import Prompt, pair_text
+from openrlhf_gpm.config import Prompt
+from openrlhf_gpm.samples.formatting import pair_text
 
 if TYPE_CHECKING:
     from openrlhf_gpm.scoring.scorer import GPM, GroupLike
 
 LENGTH = "length"
-"""The name by which `open_model` knows `LongerWins`."""
+"""The name of `LongerWins` in `open_model`."""
 
 
 class PreferenceModel(Protocol):
-    """Anything that says which of two responses to a prompt is better, and by how much."""
+    """Any model that says which of two responses to a prompt is better, and by how much."""
 
     @property
     def name(self) -> str: ...
 
     def scores(self, prompt: Prompt, responses: Sequence[str]) -> Tensor:
-        """Log-odds that row beats column: (K, K), skew-symmetric; NaN where the model has no answer."""
+        """Log-odds that row beats column: (K, K), skew-symmetric; NaN if the model has no answer."""
         ...
 
     def score_all(self, groups: "Iterable[GroupLike]") -> Iterator[Tensor]:
-        """`scores` of many groups, in their order; lazy, so that results can be kept as they come."""
+        """`scores` of many groups, in order; lazy, so that results can be stored as they come."""
         ...
 
 
 class LongerWins:
-    """The longer response is better, by log-odds of 1, and equal lengths (in characters) tie: the baseline to beat."""
+    """The baseline to beat: the longer response (in characters) wins by log-odds of 1; equal lengths tie."""
 
     name = LENGTH
 
@@ -72,7 +73,7 @@ class GPMModel:
             return scores
 
     def score_all(self, groups: "Iterable[GroupLike]") -> Iterator[Tensor]:
-        """`scores` of every group, samples of like length batched together."""
+        """`scores` of every group; samples of similar length share a batch."""
         rest = iter(groups)
         waiting: deque[GroupLike] = deque()
 
@@ -90,7 +91,7 @@ class GPMModel:
                     result = next(results)
                 except StopIteration:
                     return
-                except ValueError:  # of a group among those waiting, most likely NaN: each by itself will tell
+                except ValueError:  # one of the waiting groups has a NaN, most likely: score each by itself
                     failed = True
                 else:
                     waiting.popleft()
@@ -100,7 +101,7 @@ class GPMModel:
                 yield self.scores(group.prompt, group.responses)
 
     def _as_they_are(self, prompt: Prompt, responses: list[str]) -> Tensor:
-        """The scores of a group, finite or not, every sample by itself."""
+        """The scores of a group, finite or not, each sample encoded by itself."""
         config, size = self.gpm.config, len(responses)
         if config.head == "pairwise":
             texts = [pair_text(a, b) for i, a in enumerate(responses) for j, b in enumerate(responses) if i != j]
@@ -108,14 +109,14 @@ class GPMModel:
             rewards[~torch.eye(size, dtype=torch.bool)] = self.gpm.embed([prompt] * len(texts), texts)[0][:, 0]
             return (rewards - rewards.mT) / config.tau
         v, gate = self.gpm.embed([prompt] * size, responses)
-        usable = torch.isfinite(gate).all(-1).double().argmax()  # the gate is the prompt's: any row's will do
+        usable = torch.isfinite(gate).all(-1).double().argmax()  # the gate depends on the prompt: any row's is right
         return core.group_scores(v, gate[usable] if config.gated else None, config.tau)
 
 
 def open_model(source: str | os.PathLike[str], name: str | None = None, **options: Any) -> PreferenceModel:
-    """`LongerWins` for "length", else the checkpoint in a directory; options go to `GPM.from_pretrained`.
+    """`LongerWins` for "length", otherwise the checkpoint in a directory; options go to `GPM.from_pretrained`.
 
-    A directory that is called length is written ./length. Raises ValueError as `GPM.from_pretrained` does.
+    Write ./length for a directory of that name. Raises ValueError as `GPM.from_pretrained` does.
     """
     if source == LENGTH:
         return LongerWins()
@@ -125,9 +126,9 @@ def open_model(source: str | os.PathLike[str], name: str | None = None, **option
 
 
 def short_names(sources: Sequence[str], flag: str = "--model") -> list[str]:
-    """A short name for each path, also good as a folder's name: the end of the path, longer where two would be equal.
+    """A short name for each path, usable as a folder's name: its last part, or more parts if two would be equal.
 
-    "length" stays what it is. Raises ValueError, which names the flag, when a path is given twice.
+    "length" stays unchanged. Raises ValueError, which names the flag, if a path is given twice.
     """
     paths = [(LENGTH,) if source == LENGTH else Path(source).resolve().parts[1:] for source in sources]
     for source, path in zip(sources, paths, strict=True):

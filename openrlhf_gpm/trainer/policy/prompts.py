@@ -41,6 +41,8 @@ def check_prompts(args: SimpleNamespace) -> None:
     Raises ValueError, which names the flag or the row, for a file or a prompt that the run cannot use, and for a run
     whose only optimizer step has learning rate 0.
     """
+    if args.reward_model_type == "bt":
+        _check_same_tokenizer(args)
     n = objectives.from_args(args).trained(args.rollout.n_samples_per_prompt)
     args.gpm.optimizer_steps = optimizer_steps(_count_prompts(args), n, args)
     if args.gpm.optimizer_steps == 1 and args.actor.lr_warmup_ratio > 0 and args.actor.lr_scheduler != "constant":
@@ -50,19 +52,32 @@ def check_prompts(args: SimpleNamespace) -> None:
         )
 
 
+def _check_same_tokenizer(args: SimpleNamespace) -> None:
+    """A Bradley-Terry reward of OpenRLHF's gets the policy's token ids as they are."""
+    paths = (args.actor.model_name_or_path, args.reward.model_name_or_path)
+    policy, reward = (_tokenizer(path, args).get_vocab() for path in paths)
+    if policy != reward:
+        raise ValueError(
+            f"--reward.model_name_or_path {paths[1]} has another tokenizer than the policy {paths[0]}, and "
+            "--reward_model_type bt hands it the policy's token ids: train the reward with `train_rm "
+            "--reward_model_type gpm --gpm.head reward`, which reads texts, and pass --reward_model_type gpm here"
+        )
+
+
+def _tokenizer(path: str, args: SimpleNamespace) -> Any:
+    reader = SimpleNamespace(args=args, print=logger.info)
+    try:
+        return get_tokenizer(path, None, "left", reader, use_fast=not args.data.disable_fast_tokenizer)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} has no tokenizer that can be read: {_first_line(error)}") from error
+
+
 def _count_prompts(args: SimpleNamespace) -> int:
     data = args.data
     reader = SimpleNamespace(args=args, print=logger.info, is_rank_0=lambda: False)
     if not data.prompt_dataset:
         raise ValueError("--data.prompt_dataset is missing: name a file of prompts (JSONL, parquet) or a dataset")
-    try:
-        tokenizer = get_tokenizer(
-            args.actor.model_name_or_path, None, "left", reader, use_fast=not data.disable_fast_tokenizer
-        )
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"--actor.model_name_or_path {args.actor.model_name_or_path} has no tokenizer that can be read: {error}"
-        ) from error
+    tokenizer = _tokenizer(args.actor.model_name_or_path, args)
     try:
         rows = blending_datasets(
             data.prompt_dataset,

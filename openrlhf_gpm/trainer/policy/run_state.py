@@ -19,6 +19,7 @@ from openrlhf.utils.logging_utils import init_logger
 
 from openrlhf_gpm import objectives
 from openrlhf_gpm.flags import flag_fields
+from openrlhf_gpm.scoring.store import write
 from openrlhf_gpm.trainer.policy.paths import local_inputs, output_folders, value
 from openrlhf_gpm.trainer.policy.resume import check_resume
 
@@ -66,9 +67,7 @@ def own_folders(args: SimpleNamespace) -> None:
     check_resume(args)
     state = json.dumps(run_state(args), indent=2)
     for folder in folders.values():
-        temporary = folder / ".run.json.new"
-        temporary.write_text(state + "\n", encoding="utf-8")
-        os.replace(temporary, folder / "run.json")
+        write(folder / "run.json", state + "\n")
 
 
 def lock(folder: Path, name: str) -> None:
