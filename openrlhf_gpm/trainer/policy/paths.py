@@ -13,19 +13,21 @@ MODELS = ("actor.model_name_or_path", "reward.model_name_or_path", "critic.model
 DATASETS = ("data.prompt_dataset",)
 CHECKPOINTS = ("ckpt.output_dir", "ckpt.path")
 LOGS = ("gpm.log_groups", "logger.tensorboard_dir")
+LOCAL = ("/", "./", "../", "~")
+"""How a path begins that is no name of the Hub even if nothing is there."""
 
 
 def absolute_paths(args: SimpleNamespace) -> None:
     """Make every local path in parsed arguments absolute; names of the Hub stay as they are.
 
-    Raises ValueError for a model or a file that is not there, and for an output path that would write over an input.
+    Raises ValueError for a model that is not there, and for an output path that would write over an input.
     """
     for flag in MODELS:
         if path := value(args, flag):
-            _set(args, flag, _absolute_input(path, flag))
+            _set(args, flag, _absolute_model(path, flag))
     for flag in DATASETS:
         if given := value(args, flag):
-            _set(args, flag, ",".join(_absolute_dataset(each, flag) for each in given.split(",")))
+            _set(args, flag, ",".join(_absolute_dataset(each) for each in given.split(",")))
     for flag in (*CHECKPOINTS, *LOGS):
         if path := value(args, flag):
             _set(args, flag, _absolute(path))
@@ -72,18 +74,19 @@ def _absolute(path: str) -> str:
     return os.path.abspath(os.path.expanduser(path))
 
 
-def _absolute_input(path: str, flag: str) -> str:
+def _absolute_model(path: str, flag: str) -> str:
     """An existing path made absolute; a name of the Hub as it is. Raises ValueError for a path that is not there."""
     if os.path.exists(os.path.expanduser(path)):
         return _absolute(path)
-    if path.startswith(("/", "./", "../", "~")) and "*" not in path:
+    if path.startswith(LOCAL):
         raise ValueError(f"--{flag} {path} does not exist: correct the path")
     return path
 
 
-def _absolute_dataset(given: str, flag: str) -> str:
-    path, at, folder = given.strip().partition("@")
-    return _absolute_input(path.strip(), flag) + at + folder
+def _absolute_dataset(given: str) -> str:
+    path, at, folder = (part.strip() for part in given.partition("@"))
+    local = path.startswith(LOCAL) or os.path.exists(path)
+    return (_absolute(path) if local else path) + at + folder
 
 
 def _check_apart(args: SimpleNamespace) -> None:
