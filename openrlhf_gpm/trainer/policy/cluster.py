@@ -55,14 +55,13 @@ def check_room(args: SimpleNamespace) -> None:
     asked = bundles(args)
     total = {node_name(node): node["Resources"] for node in alive_nodes()}
     if missing := shortage(asked, total):
-        kind, text = missing
-        raise ValueError(f"{demand(asked)}; the Ray cluster has {held(total)}: {text} are missing; {REMEDIES[kind]}")
+        raise ValueError(f"{demand(asked)}; the Ray cluster has {held(total)}: {missing}. {REMEDIES[missing.kind]}")
     end = time.monotonic() + FREE_SECONDS
     while missing := shortage(asked, free := free_resources()):
         if time.monotonic() > end:
             raise ValueError(
-                f"{demand(asked)}; of the Ray cluster's {held(total)} only {held(free)} are free: {missing[1]} "
-                f"are missing; {BUSY_REMEDY}"
+                f"{demand(asked)}; of the Ray cluster's {held(total)} only {held(free)} are free: {missing}. "
+                f"{BUSY_REMEDY}"
             )
         time.sleep(0.5)
 
