@@ -29,7 +29,7 @@ from openrlhf_gpm.trainer.policy.placement import (
 NODES_SECONDS = 120
 """For all nodes together; importing a package over a network file system can take a while."""
 
-FREE_SECONDS = 20
+FREE_SECONDS = 15
 """How long the actors of a run that has just ended may hold what they have."""
 
 
