@@ -175,8 +175,9 @@ def _print_bad(report: "BadRows") -> None:
 
 
 def _split(args: argparse.Namespace) -> int:
-    from openrlhf_gpm.data import replacing, split_by_prompt, write_lines
+    from openrlhf_gpm.data import split_by_prompt, write_lines
     from openrlhf_gpm.data.prompts import prompt_key
+    from openrlhf_gpm.files import replacing
 
     _check_outputs(args.files, {"--train": args.train, "--held_out": args.held_out})
     if not 0 < args.fraction < 1:
@@ -207,7 +208,8 @@ def _merge(args: argparse.Namespace) -> int:
 
 
 def _cyclic(args: argparse.Namespace) -> int:
-    from openrlhf_gpm.data import ULTRAFEEDBACK, cyclic_sets, normalise_rated, omissions, replacing, write_lines
+    from openrlhf_gpm.data import ULTRAFEEDBACK, cyclic_sets, normalise_rated, omissions, write_lines
+    from openrlhf_gpm.files import replacing
 
     attributes = args.attributes or ULTRAFEEDBACK
     sets = omissions(attributes)
