@@ -59,5 +59,13 @@ def given_flags(args: SimpleNamespace, prefix: str, flags: Mapping[str, Field[An
     return [f"--{prefix}.{name}" for name, item in flags.items() if values[item.name] != item.default]
 
 
+def check_choices(cls: Any, prefix: str) -> None:
+    """Raise ValueError that names the flag where a field of this dataclass is none of its choices."""
+    for name, item in flag_fields(cls).items():
+        choices, value = item.metadata[KEY].get("choices"), getattr(cls, item.name)
+        if choices and value not in choices:
+            raise ValueError(f"--{prefix}.{name} must be {' or '.join(choices)}, got {value!r}")
+
+
 def _shown(default: Any) -> str:
     return "none" if default is None else str(default)

@@ -55,11 +55,13 @@ class GPMPlugin(Plugin):
             check(args)
 
     def check_cluster(self, args: SimpleNamespace) -> None:
-        """Raise ValueError where the Ray cluster cannot hold the run."""
+        """Raise ValueError where the prompts cannot be used or the Ray cluster cannot hold the run."""
         if _scores_groups(args):
             from openrlhf_gpm.trainer.policy.cluster import check_cluster
+            from openrlhf_gpm.trainer.policy.prompts import check_prompts
 
             check_cluster(args)
+            check_prompts(args)
 
     def component(self, name: str, args: SimpleNamespace) -> Any:
         """The class or function that takes the place of OpenRLHF's, or None to leave that."""
@@ -75,17 +77,19 @@ def _components(args: SimpleNamespace) -> dict[str, Callable[[], Any]]:
             "reward_model_builder": partial(_load, "reward.model", "model_builder", args),
             "reward_dataset": partial(_load, "reward.dataset", "GPMRewardDataset"),
             "reward_trainer": partial(_load, "reward.trainer", "GPMRewardTrainer"),
-            "prompt_dataset": partial(_load, "policy.prompt_dataset", "GPMPromptDataset"),
             "reward_actor": partial(_load, "policy.reward_actor", "GPMRewardActor"),
         }
     if _scores_groups(args):
         components |= {
+            "prompt_dataset": partial(_load, "policy.prompts", "GroupPromptDataset"),
             "experience_maker": partial(_load, "policy.experience_maker", "GroupExperienceMaker"),
             "ppo_trainer": partial(_load, "policy.controller", "GroupPPOTrainer"),
+            "ppo_trainer_async": partial(_load, "policy.controller", "GroupPPOTrainerAsync"),
             "async_training_actor": partial(_load, "policy.controller", "GroupTrainingActor"),
         }
     if _has_own_loss(args):
         components["actor_trainer"] = partial(_load, "policy.actor", "ObjectiveActorTrainer")
+        components["policy_actor"] = partial(_load, "policy.policy_actor", "ObjectivePolicyActor")
     return components
 
 

@@ -11,7 +11,8 @@ from typing import Any
 import plots
 import polygons
 from commands import Settings
-from metrics import compute_metrics, learned_scores, run_policies, simulate
+from metrics import compute_metrics, learned_scores, run_policies
+from simulation import simulate
 from stages import write_atomically
 
 SIZES = ("3", "4", "5")

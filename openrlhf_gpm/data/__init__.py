@@ -1,6 +1,6 @@
 """Preference data in every accepted form, as plain Python: no torch, no tokenizer.
 
-Errors are ValueErrors that say what is wrong with one row; the readers put its place in front.
+Errors are ValueErrors that say what is wrong with one row; the readers put the row's place in front.
 """
 
 from openrlhf_gpm.data.bad_rows import BadRows

@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     from openrlhf_gpm.scoring.scorer import GPM
 
 LENGTH = "length"
-"""The name by which `open_model` knows `LongerWins`."""
+"""The name of `LongerWins` in `open_model`."""
 
 
 class PreferenceModel(Protocol):
-    """Anything that says which of two responses to a prompt is better, and by how much."""
+    """Any model that says which of two responses to a prompt is better, and by how much."""
 
     @property
     def name(self) -> str: ...
@@ -32,7 +32,7 @@ class PreferenceModel(Protocol):
 
 
 class LongerWins:
-    """The longer response is better, by log-odds of 1, and equal lengths (in characters) tie: the baseline to beat."""
+    """The baseline to beat: the longer response (in characters) wins by log-odds of 1; equal lengths tie."""
 
     name = LENGTH
 
@@ -56,9 +56,9 @@ class GPMModel:
 
 
 def open_model(source: str | os.PathLike[str], name: str | None = None, **options: Any) -> PreferenceModel:
-    """`LongerWins` for "length", else the checkpoint in a directory; options go to `GPM.from_pretrained`.
+    """`LongerWins` for "length", otherwise the checkpoint in a directory; options go to `GPM.from_pretrained`.
 
-    A directory that is called length is written ./length. Raises ValueError as `GPM.from_pretrained` does.
+    Write ./length for a directory of that name. Raises ValueError as `GPM.from_pretrained` does.
     """
     if source == LENGTH:
         return LongerWins()
@@ -68,9 +68,9 @@ def open_model(source: str | os.PathLike[str], name: str | None = None, **option
 
 
 def short_names(sources: Sequence[str], flag: str = "--model") -> list[str]:
-    """A short name for each path, also good as a folder's name: the end of the path, longer where two would be equal.
+    """A short name for each path, usable as a folder's name: its last part, or more parts if two would be equal.
 
-    "length" stays what it is. Raises ValueError, which names the flag, when a path is given twice.
+    "length" stays unchanged. Raises ValueError, which names the flag, if a path is given twice.
     """
     paths = [(LENGTH,) if source == LENGTH else Path(source).resolve().parts[1:] for source in sources]
     for source, path in zip(sources, paths, strict=True):

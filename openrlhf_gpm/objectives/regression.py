@@ -3,6 +3,7 @@
 loss = (moved - value / beta)^2        value: a response's standing against the opponent, less a baseline
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
@@ -14,6 +15,9 @@ from openrlhf_gpm.core import Groups
 from openrlhf_gpm.core.preference import fp32
 from openrlhf_gpm.flags import flag
 from openrlhf_gpm.objectives.objective import Objective
+
+SMALLEST_BETA = 1e-30
+"""Below it targets leave the range of fp32."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,9 +33,10 @@ class Regression(Objective):
     )
 
     def __post_init__(self) -> None:
-        if not self.beta > 0:
-            raise ValueError(f"--gpo.beta must be > 0, got {self.beta}")
-        if self.target_clip is not None and not self.target_clip > 0:
+        super().__post_init__()
+        if not SMALLEST_BETA < self.beta < math.inf:
+            raise ValueError(f"--gpo.beta must be > 0 and finite, got {self.beta}")
+        if self.target_clip is not None and not 0 < self.target_clip < math.inf:
             raise ValueError(f"--gpo.target_clip must be > 0 nats, got {self.target_clip}; leave it out not to clip")
 
     def value(self, groups: Groups) -> Tensor:

@@ -20,6 +20,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 ROOT = Path(__file__).resolve().parents[2]
 WORDS = [f"w{i}" for i in range(60)]
+VOCABULARY = 2048
+"""Rows of the embedding; 64 columns make it larger than what ZeRO-3 keeps on every rank, so that it is gathered."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -62,11 +64,13 @@ class World:
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     folder = tmp_path_factory.mktemp("world")
     torch.manual_seed(0)
-    vocabulary = {word: i for i, word in enumerate(["<pad>", "<s>", "</s>", "<unk>", *WORDS])}
+    special = ["<pad>", "<s>", "</s>", "<unk>"]
+    words = [f"w{i}" for i in range(VOCABULARY - len(special))]
+    vocabulary = {word: i for i, word in enumerate([*special, *words])}
     wordlevel = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     wordlevel.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    special = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=wordlevel, **special)
+    roles = dict(zip(("pad_token", "bos_token", "eos_token", "unk_token"), special, strict=True))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=wordlevel, **roles)
     # A trunk at transformers' default scale (0.02) gives every text nearly one hidden state, unlike any trained model.
     for name, tied, scale in (("base", False, 0.3), ("policy", False, 0.02), ("tied_policy", True, 0.02)):
         config = LlamaConfig(

@@ -1,6 +1,6 @@
 """One GPO update by OpenRLHF's DeepSpeed actor trainer on fixed experiences; run by torchrun with 1 or 2 ranks.
 
-usage: gpo_update.py MODEL OUT ZERO_STAGE MICRO_BATCH_SIZE
+usage: gpo_update.py MODEL OUT ZERO_STAGE MICRO_BATCH_SIZE [FLAG ...]
 """
 
 import sys
@@ -13,7 +13,7 @@ from openrlhf.trainer.ppo_utils.experience import Experience
 from openrlhf.utils import get_strategy
 from torch import Tensor
 
-from openrlhf_gpm.trainer.policy.actor import RegressionActorTrainer
+from openrlhf_gpm.trainer.policy.actor import ObjectiveActorTrainer
 
 BATCH, PROMPT, RESPONSE = 8, 4, 6
 
@@ -31,9 +31,8 @@ def experiences() -> Experience:
         attention_mask=torch.ones(BATCH, PROMPT + RESPONSE, dtype=torch.long),
         action_mask=action_mask,
         action_log_probs=-4 + 0.3 * torch.randn(action_mask.shape, generator=generator),
-        advantages=target.unsqueeze(-1) * action_mask,
         total_length=PROMPT + lengths,
-        info={"return": target},
+        info={"given/target": target},
     )
 
 
@@ -43,7 +42,7 @@ def shard(batch: Experience, rank: int, world_size: int) -> Experience:
     return Experience(**cut, info={name: value[rows] for name, value in batch.info.items()})
 
 
-def main(model: str, out: str, zero_stage: str, micro_batch_size: str) -> None:
+def main(model: str, out: str, zero_stage: str, micro_batch_size: str, *flags: str) -> None:
     args = parse_args(
         [
             *("--actor.model_name_or_path", model, "--reward.model_name_or_path", model),
@@ -51,6 +50,7 @@ def main(model: str, out: str, zero_stage: str, micro_batch_size: str) -> None:
             *("--actor.num_gpus_per_node", "1", "--ds.param_dtype", "fp32", "--ds.attn_implementation", "eager"),
             *("--ds.zero_stage", zero_stage, "--train.batch_size", str(BATCH)),
             *("--train.micro_batch_size", micro_batch_size, "--rollout.batch_size", "2"),
+            *flags,
         ]
     )
     strategy = get_strategy(args)
@@ -59,6 +59,7 @@ def main(model: str, out: str, zero_stage: str, micro_batch_size: str) -> None:
         model,
         attn_implementation="eager",
         param_dtype="fp32",
+        packing_samples=args.ds.packing_samples,
         ds_config=strategy.get_ds_train_config(),
     )
     config = {
@@ -71,7 +72,7 @@ def main(model: str, out: str, zero_stage: str, micro_batch_size: str) -> None:
         "scheduler_steps": 10,
     }
     actor, optimizer, scheduler = strategy.prepare((actor, config))
-    trainer = RegressionActorTrainer(
+    trainer = ObjectiveActorTrainer(
         strategy,
         actor,
         None,

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
+from deepspeed.accelerator import get_accelerator
 from openrlhf.models import aggregate_loss
 from openrlhf.models.utils import masked_mean
-from openrlhf.trainer.ppo_utils.experience import Experience
+from openrlhf.trainer.ppo_utils.experience import Experience, make_experience_batch
 from openrlhf.trainer.ray.ppo_actor import ActorPPOTrainer
 from torch import Tensor, nn
 
 from openrlhf_gpm import objectives
 from openrlhf_gpm.core import quantiles
 from openrlhf_gpm.objectives import Objective
+from openrlhf_gpm.trainer.policy.units import data_parallel_size
 
 GIVEN = "given/"
 """What an objective prepared for a response travels in the `info` of its experience under this prefix."""
@@ -45,14 +48,14 @@ class ObjectiveLoss(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
         """(B, A) each -> (loss (), clip ratio 0, ppo_kl (), vllm_kl () or None, filter ratio 0 or None).
 
-        given: what the objective prepared, (B,) each. info: gets `moved`, (B,) nats.
+        given: what the objective prepared, (B,) each. info: gets `policy_loss`, (B,), so that the log has their mean.
         """
         mask = action_mask.float()
-        moved = ((log_probs - old_log_probs) * mask).sum(-1)  # (B,)
+        per_response = self.objective.loss(moved(log_probs, old_log_probs, action_mask), given or {})  # (B,)
         if info is not None:
-            info["moved"] = moved.detach()
+            info["policy_loss"] = per_response.detach()
         loss = aggregate_loss(
-            self.objective.loss(moved, given or {}).unsqueeze(-1).expand_as(mask),
+            per_response.unsqueeze(-1).expand_as(mask),
             mask,
             token_level_loss=False,
             dp_size=dp_size,
@@ -68,14 +71,14 @@ class ObjectiveLoss(nn.Module):
 
 
 class ObjectiveActorTrainer(ActorPPOTrainer):
-    """ActorPPOTrainer, except for `actor_loss_fn`, what it is given, and the quantiles of `moved` in the log."""
+    """ActorPPOTrainer, except for `actor_loss_fn`, what it is given, and what the log says of an update."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.actor_loss_fn = ObjectiveLoss(objectives.from_args(self.args))
 
     def loss_inputs(self, experience: Experience) -> dict[str, Any]:
-        """What the objective prepared for these responses, and where the loss leaves `moved`."""
+        """What the objective prepared for these responses, and where the loss leaves its value for each."""
         given = {
             name.removeprefix(GIVEN): torch.stack(list(values))
             for name, values in experience.info.items()
@@ -84,15 +87,47 @@ class ObjectiveActorTrainer(ActorPPOTrainer):
         return {"given": given, "info": experience.info}
 
     def ppo_train(self, kl_ctl: float) -> dict[str, float]:
-        """Upstream's update; adds the quantiles of `moved` over the step's responses on all ranks."""
-        self.moved: list[Tensor] = []
-        status = super().ppo_train(kl_ctl)
-        gathered: list[Any] = [None] * torch.distributed.get_world_size()
-        torch.distributed.all_gather_object(gathered, torch.cat(self.moved) if self.moved else torch.empty(0))
-        return status | quantiles("moved", torch.cat(gathered))
+        """Upstream's update; adds what it did to the policy. Raises FloatingPointError where it is not finite.
 
-    def training_step(self, experience: Experience, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Upstream's; remembers how far each response moved."""
-        status = super().training_step(experience, *args, **kwargs)
-        self.moved.append(experience.info["moved"][experience.action_mask.any(-1)].float().cpu())
-        return status
+        `moved_q*`: quantiles of `moved` after the last update, over up to --train.batch_size responses.
+        `optimizer_steps`: taken by DeepSpeed's engine.
+        """
+        before = self.actor.model.global_steps
+        status = super().ppo_train(kl_ctl)
+        status["optimizer_steps"] = float(self.actor.model.global_steps - before)
+        for name in ("policy_loss", "actor_grad_norm"):
+            if not math.isfinite(status[name]):
+                raise FloatingPointError(
+                    f"{name} is {status[name]} in this step: nothing is sent to vLLM or saved. Lower --actor.adam.lr, "
+                    "raise the objective's beta, or train with --ds.param_dtype fp32"
+                )
+        return status | quantiles("moved", self._moved())
+
+    @torch.no_grad()
+    def _moved(self) -> Tensor:
+        """`moved` of up to --train.batch_size responses of the buffer, spread evenly over it and over the ranks."""
+        items = self.replay_buffer.items
+        share = min(len(items), self.args.train.batch_size // data_parallel_size(self.args))
+        chosen = [items[i * len(items) // share] for i in range(share)]
+        found = []
+        self.actor.eval()
+        for start in range(0, share, self.micro_train_batch_size):
+            batch = make_experience_batch(chosen[start : start + self.micro_train_batch_size])
+            batch.to_device(torch.device(get_accelerator().current_device_name()))
+            log_probs = self.actor(
+                batch.sequences,
+                batch.action_mask,
+                attention_mask=batch.attention_mask,
+                ring_attn_group=self.strategy.ring_attn_group,
+            )
+            after = moved(log_probs, batch.action_log_probs, batch.action_mask)
+            found.append(after[batch.action_mask.any(-1)].float().cpu())
+        self.actor.train()
+        gathered: list[Any] = [None] * torch.distributed.get_world_size()
+        torch.distributed.all_gather_object(gathered, torch.cat(found))
+        return torch.cat(gathered)
+
+
+def moved(log_probs: Tensor, old_log_probs: Tensor, action_mask: Tensor) -> Tensor:
+    """log pi_theta - log pi_t of whole responses: (B, A) each -> (B,) nats."""
+    return ((log_probs - old_log_probs) * action_mask.float()).sum(-1)

@@ -6,8 +6,13 @@ from typing import Any
 
 import ray
 from openrlhf.trainer.ppo_trainer import BasePPOTrainer, SyncPPOTrainer
-from openrlhf.trainer.ppo_trainer_async import BaseTrainingActor
+from openrlhf.trainer.ppo_trainer_async import AsyncPPOTrainer, BaseTrainingActor
 from openrlhf.trainer.ppo_utils.experience import Experience
+from ray.exceptions import RayActorError
+
+from openrlhf_gpm.trainer.policy.supervisor import Supervisor, actors_of
+
+SECONDS_TO_A_REASON = 10
 
 
 class _GroupStatistics(BasePPOTrainer):
@@ -18,37 +23,51 @@ class _GroupStatistics(BasePPOTrainer):
         return super().train_step(rollout_samples, global_step)
 
     def _compute_rollout_stats(self, experiences: list[Experience]) -> dict[str, float]:
-        """Upstream's over the whole rollout batch, its groups', and how far vLLM's log-probs are from the actor's.
-
-        `experiences` are those to train on, which may be fewer.
-        """
-        whole = self.experience_maker.rollout
-        stats = super()._compute_rollout_stats(whole) | self.experience_maker.statistics
-        gaps = [_log_prob_gap(experience) for experience in whole if experience.rollout_log_probs is not None]
-        if gaps:
-            stats["rollout/log_prob_gap_max"] = max(gaps)
-        return stats
-
-
-def _log_prob_gap(experience: Experience) -> float:
-    """Largest |log-prob of vLLM - of the actor| over the sampled tokens, nats: near 0 where weights are in sync.
-
-    A response's first token is left out: vLLM is asked for at least one token and never samples EOS there, so its
-    distribution over the others is another one than the actor's.
-    """
-    mask = experience.action_mask.bool()
-    later = mask & (mask.cumsum(-1) > 1)
-    gap = (experience.rollout_log_probs - experience.action_log_probs).abs()
-    return gap[later].max().item() if later.any() else 0.0
+        """Upstream's over the whole rollout batch, of which `experiences` may be a part, and those of its groups."""
+        return super()._compute_rollout_stats(self.experience_maker.rollout) | self.experience_maker.statistics
 
 
 class BaseGroupPPOTrainer(_GroupStatistics, SyncPPOTrainer):
     """Upstream's synchronous trainer with the statistics of groups in its log."""
+
+    def get_max_steps(self) -> int:
+        """Optimizer steps, as `check_prompts` counted them."""
+        return int(self.args.gpm.optimizer_steps)
+
+    def fit(self, global_step: int = 0) -> None:
+        """Upstream's; ends with one line, within seconds, when an actor of the run dies."""
+        groups = {"policy": self.actor_model_group, "reward": self.reward_model_group}
+        groups |= {"critic": self.critic_model_group, "reference": self.reference_model_group}
+        supervisor = Supervisor(actors_of(groups, self.vllm_engines))
+        supervisor.start()
+        try:
+            super().fit(global_step)
+        except RayActorError as error:
+            supervisor.join(SECONDS_TO_A_REASON)
+            raise RuntimeError(
+                f"step {self.experience_maker.step}: {supervisor.death or error}; checkpoints are in "
+                f"{self.args.ckpt.path}, --ckpt.load_enable goes on from the last"
+            ) from None
+        finally:
+            supervisor.finished.set()
 
 
 class BaseGroupTrainingActor(_GroupStatistics, BaseTrainingActor):
     """Upstream's asynchronous training actor with the statistics of groups in its log."""
 
 
+class BaseGroupPPOTrainerAsync(AsyncPPOTrainer):
+    """Upstream's asynchronous trainer with the number of optimizer steps that this run really takes."""
+
+    def __init__(self, pretrain: str, strategy: Any, *groups: Any, **options: Any) -> None:
+        super().__init__(pretrain, strategy, *groups, **options)
+        self.args = strategy.args
+
+    def get_max_steps(self) -> int:
+        """Optimizer steps, as `check_prompts` counted them."""
+        return int(self.args.gpm.optimizer_steps)
+
+
+GroupPPOTrainerAsync = ray.remote(BaseGroupPPOTrainerAsync)
 GroupPPOTrainer = ray.remote(BaseGroupPPOTrainer)
 GroupTrainingActor = ray.remote(BaseGroupTrainingActor)

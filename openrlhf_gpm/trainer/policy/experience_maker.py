@@ -19,7 +19,7 @@ from openrlhf_gpm.core import Groups, bt_scores, cyclic_share, group_scores, qua
 from openrlhf_gpm.trainer.policy.actor import GIVEN
 from openrlhf_gpm.trainer.policy.group_log import write_groups
 from openrlhf_gpm.trainer.policy.rows import unpack_rows
-from openrlhf_gpm.trainer.policy.units import keep_selected
+from openrlhf_gpm.trainer.policy.units import data_parallel_size, even_forwards, training_batch
 
 
 class GroupExperienceMaker(RemoteExperienceMaker):
@@ -55,22 +55,37 @@ class GroupExperienceMaker(RemoteExperienceMaker):
             for experience, part in zip(experiences, parts, strict=True):
                 experience.info[name] = part
 
+        self._check_finite(experiences, given)
+        statistics = group_statistics(groups, given)
+        gaps = [log_prob_gap(e) for e in experiences if e.rollout_log_probs is not None]
+        if gaps:
+            statistics["rollout/log_prob_gap_max"] = max(gaps)
         scatter("reward", self.objective.reward(groups))
         for experience in experiences:
             experience.rewards = experience.info["reward"]
         for name, values in given.items():
             scatter(GIVEN + name, values)
-        self.rollout, self.statistics = experiences, group_statistics(groups, given)
+        self.rollout, self.statistics = experiences, statistics
         if self.args.gpm.log_groups:
-            prompts = _in_prompt_order(experiences, order, lambda e: e.labels if e.labels[0] else e.prompts)
+            prompts = _in_prompt_order(experiences, order, lambda e: e.labels)
             responses = _in_prompt_order(experiences, order, self._response_texts)
             write_groups(self.args.gpm.log_groups, self.step, prompts, responses, rows, groups, given)
 
-        if not self.objective.own_loss:
-            return super().compute_advantages_and_returns(experiences)
-        for experience in experiences:
-            experience.kl = None
-        return keep_selected(experiences, order, self.objective.select(groups), self.args)
+        if self.objective.own_loss:
+            for experience in experiences:
+                experience.kl = None
+                if self.args.train.async_enable:  # the actor has moved since a policy before it sampled these
+                    experience.action_log_probs = sampler_log_probs(experience)
+        else:
+            experiences = super().compute_advantages_and_returns(experiences)
+        return training_batch(experiences, order, self.objective.select(groups), self.args)
+
+    def make_experience(self, samples_list: list[Experience]) -> list[Experience]:
+        """Upstream's, with as many forward passes on each rank as on every other."""
+        models = {"actor": self.actor_model_group, "critic": self.critic_model_group}
+        models |= {"reward": self.reward_model_group, "ref": self.initial_model_group}
+        ranks = [data_parallel_size(self.args, name) for name, group in models.items() if group is not None]
+        return super().make_experience(even_forwards(samples_list, ranks))[: len(samples_list)]
 
     def _rows(self, experiences: list[Experience], order: Tensor) -> Tensor:
         """What the reward model returned, in the order of the prompts: (G, K, 3k), or (G, K) of Bradley-Terry.
@@ -88,10 +103,40 @@ class GroupExperienceMaker(RemoteExperienceMaker):
         ordered[order] = rewards
         return ordered.unflatten(0, (-1, self.args.rollout.n_samples_per_prompt))
 
+    def _check_finite(self, experiences: list[Experience], given: dict[str, Tensor]) -> None:
+        if not all(bool(torch.isfinite(e.action_log_probs[e.action_mask.bool()]).all()) for e in experiences):
+            raise FloatingPointError(
+                f"the policy's log-probs are not finite in step {self.step}: it has diverged, or "
+                "--rollout.temperature is too low. Resume from an earlier checkpoint with a lower --actor.adam.lr"
+            )
+        for name, values in given.items():
+            if not bool(torch.isfinite(values).all()):
+                raise FloatingPointError(f"{name} is not finite in step {self.step}: raise the objective's beta")
+
     def _response_texts(self, samples: Experience) -> list[str]:
         # action_mask is aligned with the next token, hence the shift by one.
         ids = [row[1:][mask.bool()] for row, mask in zip(samples.sequences, samples.action_mask, strict=True)]
         return self.tokenizer.batch_decode(ids, skip_special_tokens=True)
+
+
+def later_tokens(experience: Experience) -> Tensor:
+    """(B, A) True on the sampled tokens but the first of each response.
+
+    vLLM is asked for at least one token and never samples EOS first, so its distribution there is not the policy's.
+    """
+    mask = experience.action_mask.bool()
+    return mask & (mask.cumsum(-1) > 1)
+
+
+def log_prob_gap(experience: Experience) -> float:
+    """Largest |log-prob of vLLM - of the actor| over `later_tokens`, nats: near 0 where their weights are equal."""
+    gap = (experience.rollout_log_probs - experience.action_log_probs).abs()[later_tokens(experience)]
+    return gap.max().item() if gap.numel() else 0.0
+
+
+def sampler_log_probs(experience: Experience) -> Tensor:
+    """(B, A) log-probs of the policy that sampled: vLLM's, and on first tokens the actor's."""
+    return torch.where(later_tokens(experience), experience.rollout_log_probs, experience.action_log_probs)
 
 
 def _scores(rows: Tensor) -> Tensor:

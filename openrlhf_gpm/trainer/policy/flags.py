@@ -11,6 +11,8 @@ from transformers import AutoConfig
 from openrlhf_gpm import objectives
 from openrlhf_gpm.config import GPMConfig
 from openrlhf_gpm.trainer.checkpoint_checks import check_layout, check_parallelism, check_whole
+from openrlhf_gpm.trainer.policy import upstream_flags
+from openrlhf_gpm.trainer.policy.units import check_sizes
 
 logger = init_logger(__name__)
 
@@ -25,6 +27,12 @@ def add_flags(parser: ArgumentParser) -> None:
         help="write every step's groups to DIR/step_NNNNNN.jsonl: prompt, responses, embeddings, mean scores, win "
         "rates, and what the objective prepared for each response",
     )
+    group.add_argument(
+        "--gpm.bad_rows",
+        choices=["refuse", "skip"],
+        default="refuse",
+        help="prompts that the policy or the GPM cannot read: end the run at the first, or leave out and count them",
+    )
     objectives.add_objective_flags(parser)
 
 
@@ -37,12 +45,13 @@ def check(args: SimpleNamespace) -> None:
         unread.append("--gpm.log_groups")
     if unread:
         logger.warning(f"{', '.join(unread)}: not used, because no part of this run reads them")
+    if objective.own_loss:
+        upstream_flags.check(args)
     if scores_groups:
         _check_groups(args)
         if args.reward_model_type == "gpm":
             _check_gpm_reward(args)
-    if objective.own_loss:
-        _check_own_loss(args)
+        check_sizes(args, objective.trained(args.rollout.n_samples_per_prompt))
 
 
 def _check_groups(args: SimpleNamespace) -> None:
@@ -55,8 +64,14 @@ def _check_groups(args: SimpleNamespace) -> None:
             "--reward.remote_url and --train.agent_func_path bring rewards of single responses; remove them, "
             "a group is scored by --reward.model_name_or_path"
         )
+    if args.data.label_key:
+        raise ValueError("--data.label_key is not read: the reward model compares the responses; remove it")
     if not args.reward.model_name_or_path:
         raise ValueError("--reward.model_name_or_path is missing: name the reward model that scores the groups")
+    if not 0 < args.rollout.temperature < float("inf"):
+        raise ValueError(
+            f"--rollout.temperature must be > 0, got {args.rollout.temperature}: self-play samples from the policy"
+        )
 
 
 def _check_gpm_reward(args: SimpleNamespace) -> None:
@@ -75,33 +90,11 @@ def _check_gpm_reward(args: SimpleNamespace) -> None:
             f"{flag} {path} is a pairwise encoder (--gpm.head pairwise), which has no embedding of a single response: "
             "give a GPM or a model with head reward"
         )
-    if args.data.label_key:
-        raise ValueError("--data.label_key has no use with --reward_model_type gpm: the GPM judges; remove the flag")
     if args.reward.normalize_enable:
         raise ValueError(
             "--reward.normalize_enable has no meaning for a GPM: a preference score has no mean; remove it"
         )
-    uses_critic = args.algo.advantage.estimator == "gae" and not objectives.load(args.actor.policy_loss_type).own_loss
-    if uses_critic and not args.critic.model_name_or_path:
+    if args.algo.advantage.estimator == "gae" and not args.critic.model_name_or_path:
         # Upstream would start the critic from the reward model, whose head has 2k rows.
         args.critic.model_name_or_path = args.actor.model_name_or_path
         logger.info("--critic.model_name_or_path is not set: the critic starts from the actor's model")
-
-
-def _check_own_loss(args: SimpleNamespace) -> None:
-    loss = args.actor.policy_loss_type
-    if args.algo.kl.init_coef > 0 and not args.algo.kl.use_loss:
-        raise ValueError(
-            f"--algo.kl.init_coef {args.algo.kl.init_coef} acts on the reward, which {loss} does not read; pass "
-            "--algo.kl.init_coef 0 for no penalty, or --algo.kl.use_loss to add it to the loss"
-        )
-    if args.reward.overlong_buffer_len is not None or args.reward.stop_properly_penalty_coef is not None:
-        raise ValueError(
-            f"--reward.overlong_buffer_len and --reward.stop_properly_penalty_coef shape the reward, which {loss} "
-            "does not read; remove them"
-        )
-    if args.algo.advantage.estimator == "gae":
-        args.algo.advantage.estimator = "dr_grpo"  # any estimator without a critic: the loss reads none
-        logger.info(f"{loss} needs no critic and no advantage estimator: --algo.advantage.estimator is not used")
-    if args.algo.advantage.is_correction_level != "off":
-        logger.info(f"{loss} corrects nothing: --algo.advantage.is_correction_level only logs vLLM's log-probs")

@@ -1,4 +1,4 @@
-"""Rewards come back from the actors in any order; targets go to the response they belong to."""
+"""Rewards come back from the actors in any order; what the objective prepared goes to the response it belongs to."""
 
 from types import SimpleNamespace
 
@@ -7,63 +7,96 @@ import torch
 from openrlhf.trainer.ppo_utils.experience import Experience
 
 from openrlhf_gpm import core
-from openrlhf_gpm.trainer.policy.experience_maker import GroupExperienceMaker
+from openrlhf_gpm.core import Groups
+from openrlhf_gpm.trainer.policy.experience_maker import GroupExperienceMaker, group_statistics
+from openrlhf_gpm.trainer.policy.rows import pack_rows, unpack_rows
 
 REWARDS = torch.tensor([3.0, 1.0, 0.5, 2.5])  # two groups of two, in the order of the prompts
+TARGETS = torch.tensor([1.0, -1.0, -1.0, 1.0])  # (r_i - r_j) / beta with beta 2
+SCATTERED = [[[0, 1, 2, 3]], [[2, 0], [3, 1]], [[3], [0, 2], [1]]]
+
+
+def experience(index: list[int], rewards: torch.Tensor) -> Experience:
+    """Responses 0..3, whose only token is their number, as an actor returns them."""
+    number = torch.tensor(index)
+    return Experience(
+        index=index,
+        sequences=number.unsqueeze(-1).expand(-1, 2).clone(),
+        attention_mask=torch.ones(len(index), 2, dtype=torch.long),
+        action_mask=torch.ones(len(index), 1, dtype=torch.long),
+        action_log_probs=torch.zeros(len(index), 1),
+        rewards=rewards[number],
+        info={},
+    )
 
 
 @pytest.fixture
-def make():
-    """make(index per experience, loss, **gpo) -> experiences after the groups were scored."""
+def make(parse):
+    """make(index per experience, *flags) -> (maker, experiences after the groups were scored)."""
 
-    def run(indices: list[list[int]], loss: str = "gpo", **gpo) -> list[Experience]:
-        maker = object.__new__(GroupExperienceMaker)  # no Ray actors are needed to compare rewards
-        maker.args = SimpleNamespace(
-            reward_model_type="bt",
-            reward=SimpleNamespace(model_name_or_path="bt"),
-            actor=SimpleNamespace(policy_loss_type=loss),
-            rollout=SimpleNamespace(n_samples_per_prompt=2),
-            gpm=SimpleNamespace(reward="score", log_groups=None),
-            gpo=SimpleNamespace(
-                **{"beta": 2.0, "baseline": "zero", "include_self": False, "hard": False}
-                | {"target_clip": None, "responses": "all"}
-                | gpo
-            ),
-        )
-        mask = torch.tensor([[1, 1, 0]])
-        experiences = [
-            Experience(index=index, rewards=REWARDS[index], action_mask=mask.repeat(len(index), 1), info={})
-            for index in indices
-        ]
-        return maker.compute_advantages_and_returns(experiences)
+    def run(indices: list[list[int]], *flags: str, rewards: torch.Tensor = REWARDS):
+        strategy = SimpleNamespace(args=parse("--gpo.beta", "2", *flags))
+        maker = GroupExperienceMaker(None, None, None, None, None, strategy, tokenizer=None)
+        return maker, maker.compute_advantages_and_returns([experience(index, rewards) for index in indices])
 
     return run
 
 
-@pytest.mark.parametrize("indices", [[[0, 1, 2, 3]], [[2, 0], [3, 1]], [[3], [0, 2], [1]]])
+@pytest.mark.parametrize("indices", SCATTERED)
 def test_a_target_finds_its_response_however_the_batch_was_scattered(make, indices):
-    expected = core.gpo_target(core.bt_scores(REWARDS.view(2, 2)), 2.0).flatten()
-    torch.testing.assert_close(expected, torch.tensor([1.0, -1.0, -1.0, 1.0]))  # (r_i - r_j) / beta
-    for experience in make(indices):
-        target = expected[experience.index]
-        torch.testing.assert_close(experience.info["return"], target)
-        torch.testing.assert_close(experience.advantages, target.unsqueeze(-1) * torch.tensor([1.0, 1.0, 0.0]))
+    _, experiences = make(indices)
+    numbers = [int(row[0]) for e in experiences for row in e.sequences]
+    assert sorted(numbers) == [0, 1, 2, 3]
+    targets = [float(target) for e in experiences for target in e.info["given/target"]]
+    assert targets == pytest.approx(TARGETS[numbers].tolist())
+
+
+@pytest.mark.parametrize("indices", SCATTERED)
+def test_only_the_selected_responses_are_trained_and_they_keep_their_targets(make, indices):
+    rewards = torch.tensor([3.0, 1.0, 2.0, 0.5, 2.5, 4.0])  # two groups of three
+    scattered = [[*index, *(i + 4 for i in index if i < 2)] for index in indices]
+    flags = ("--rollout.n_samples_per_prompt", "3", "--gpo.responses", "best_worst", "--train.batch_size", "4")
+    maker, experiences = make(scattered, *flags, rewards=rewards)
+    items = [
+        (int(row[0]), float(t))
+        for e in experiences
+        for row, t in zip(e.sequences, e.info["given/target"], strict=True)
+    ]
+    assert [number for number, _ in items] == [0, 1, 5, 3]  # best, worst of each group
+    assert [target for _, target in items] == pytest.approx([0.75, -0.75, 1.25, -1.375])
+    assert maker.statistics["target_q50"] == pytest.approx(0.0625)  # over all six: between 0 and 0.125
 
 
 def test_the_reward_of_a_response_is_its_standing_in_its_group(make):
-    (experience,) = make([[0, 1, 2, 3]], loss="sppo")
     win = torch.sigmoid(torch.tensor(2.0)).item()
-    torch.testing.assert_close(experience.info["reward"], torch.tensor([win, 1 - win, 1 - win, win]))
+    maker, (only,) = make([[0, 1, 2, 3]], "--actor.policy_loss_type", "sppo")
+    torch.testing.assert_close(only.info["reward"], torch.tensor([win, 1 - win, 1 - win, win]))
+    assert maker.rollout == [only]
 
 
 def test_a_clip_bounds_the_target_and_only_where_it_is_asked_for(make):
-    (experience,) = make([[0, 1, 2, 3]], beta=0.001)
-    assert experience.info["return"].abs().max() == pytest.approx(2000.0)
-    (experience,) = make([[0, 1, 2, 3]], beta=0.001, target_clip=1000.0)
-    assert experience.info["return"].abs().max() == 1000.0
+    _, (only,) = make([[0, 1, 2, 3]], "--gpo.beta", "0.001")
+    assert only.info["given/target"].abs().max() == pytest.approx(2000.0)
+    _, (only,) = make([[0, 1, 2, 3]], "--gpo.beta", "0.001", "--gpo.target_clip", "1000")
+    assert only.info["given/target"].abs().max() == 1000.0
 
 
-def test_a_reward_that_is_not_finite_stops_the_run_and_is_counted(make, monkeypatch):
-    monkeypatch.setitem(globals(), "REWARDS", torch.tensor([3.0, float("nan"), 0.5, float("inf")]))
+def test_a_reward_that_is_not_finite_stops_the_run_and_is_counted(make):
     with pytest.raises(ValueError, match="nan or inf for 2 of 4 responses"):
-        make([[0, 1, 2, 3]])
+        make([[0, 1, 2, 3]], rewards=torch.tensor([3.0, float("nan"), 0.5, float("inf")]))
+
+
+def test_a_row_holds_all_that_the_scores_of_a_group_need():
+    torch.manual_seed(1)
+    v, gate, tau = torch.randn(2, 3, 4), torch.rand(2, 1, 2).expand(2, 3, 2), 0.5
+    rows = pack_rows(v, gate, tau)
+    torch.testing.assert_close(core.group_scores(*unpack_rows(rows)), core.group_scores(v, gate[:, 0], tau))
+
+
+def test_statistics_of_a_pure_cycle():
+    scores = torch.tensor([[[0.0, 2.0, -2.0], [-2.0, 0.0, 2.0], [2.0, -2.0, 0.0]]])
+    found = group_statistics(Groups(scores), {"target": torch.arange(101.0)})
+    assert found["cyclic_share"] == pytest.approx(1.0)
+    assert found["win_rate_spread"] == pytest.approx(0.0, abs=1e-6)
+    assert found["score_scale"] == pytest.approx(2.0)
+    assert [found[f"target_q{level}"] for level in ("05", "25", "50", "75", "95")] == [5, 25, 50, 75, 95]
