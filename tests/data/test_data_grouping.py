@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from openrlhf_gpm.data import Comparison, PreferenceGroup, as_pairs, merge_prompts, split_by_prompt
+from openrlhf_gpm.data import Comparison, PreferenceGroup, merge_prompts, split_by_prompt
+from openrlhf_gpm.data.grouping import as_pairs
 
 
 def pair(prompt, first, second, label=1.0, **others):

@@ -2,8 +2,8 @@
 
 import pytest
 
-from openrlhf_gpm.data import Comparison, PreferenceGroup, Survey
-from openrlhf_gpm.data.survey import has_cycle, percentiles
+from openrlhf_gpm.data import Comparison, PreferenceGroup
+from openrlhf_gpm.data.survey import Survey, has_cycle, percentiles
 
 
 def group(responses, *comparisons, prompt="q"):
