@@ -1,4 +1,4 @@
-"""The Ray actor that scores rollouts: texts in, preference embeddings out, a prompt and each response once."""
+"""The Ray actor that scores rollouts: texts in, preference embeddings out; a prompt is encoded once per group."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ logger = init_logger(__name__)
 class BaseGPMRewardActor(BaseRewardModelActor):
     """The upstream reward actor, except that it reads texts and returns embeddings.
 
-    Texts, because the GPM has its own tokenizer and chat template; the policy's may be others.
+    It reads texts because the GPM's tokenizer and chat template may differ from the policy's.
     """
 
     def init_model_from_pretrained(self, strategy: Any, pretrain: str) -> None:
-        """Upstream's, and what reads texts as the GPM was trained to."""
+        """Upstream's, and the formatter that the GPM was trained with."""
         super().init_model_from_pretrained(strategy, pretrain)
         checkpoint = open_pretrained(pretrain, "--reward.model_name_or_path")
         self.config = checkpoint.gpm
