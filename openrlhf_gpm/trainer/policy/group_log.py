@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from openrlhf_gpm.core import Groups
+from openrlhf_gpm.files import replacing
 from openrlhf_gpm.trainer.policy.rows import unpack_rows
 
 
@@ -45,8 +45,6 @@ def write_groups(
 
     path = Path(directory) / f"step_{step:06d}.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("w", encoding="utf-8") as file:
+    with replacing(path) as (file,):
         for row in zip(*columns.values(), strict=True):
             file.write(json.dumps(dict(zip(columns, row, strict=True)), ensure_ascii=False) + "\n")
-    os.replace(temporary, path)

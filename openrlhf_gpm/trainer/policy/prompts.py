@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -13,9 +14,9 @@ from openrlhf.utils.logging_utils import init_logger
 from openrlhf.utils.utils import get_tokenizer
 
 from openrlhf_gpm import objectives
+from openrlhf_gpm.checkpoints.checkpoint import check_complete, open_pretrained
 from openrlhf_gpm.data import BadRows
 from openrlhf_gpm.samples.formatting import Formatter
-from openrlhf_gpm.scoring.scorer import load_formatter
 from openrlhf_gpm.trainer.policy.units import optimizer_steps
 
 logger = init_logger(__name__)
@@ -38,11 +39,13 @@ class GroupPromptDataset(PromptDataset):
 def check_prompts(args: SimpleNamespace) -> None:
     """Read and render every prompt as the policy and the GPM will; `args.gpm.optimizer_steps` gets the run's length.
 
-    Raises ValueError, which names the flag or the row, for a file or a prompt that the run cannot use, and for a run
-    whose only optimizer step has learning rate 0.
+    Raises ValueError, which names the flag or the row, for a file or a prompt that the run cannot use, for a GPM whose
+    files are incomplete, and for a run whose only optimizer step has learning rate 0.
     """
     if args.reward_model_type == "bt":
         _check_same_tokenizer(args)
+    elif os.path.isdir(args.reward.model_name_or_path):
+        check_complete(open_pretrained(*_reward(args)))
     n = objectives.from_args(args).trained(args.rollout.n_samples_per_prompt)
     args.gpm.optimizer_steps = optimizer_steps(_count_prompts(args), n, args)
     if args.gpm.optimizer_steps == 1 and args.actor.lr_warmup_ratio > 0 and args.actor.lr_scheduler != "constant":
@@ -50,6 +53,10 @@ def check_prompts(args: SimpleNamespace) -> None:
             "the run has one optimizer step, and its learning rate is 0 because of warm-up: pass "
             "--actor.lr_warmup_ratio 0, or give more prompts"
         )
+
+
+def _reward(args: SimpleNamespace) -> tuple[str, str]:
+    return args.reward.model_name_or_path, "--reward.model_name_or_path"
 
 
 def _check_same_tokenizer(args: SimpleNamespace) -> None:
@@ -99,7 +106,7 @@ def usable_rows(dataset: Any, tokenizer: Any, args: SimpleNamespace) -> list[int
     key = args.data.input_key
     if key not in dataset.column_names:
         raise ValueError(f"--data.input_key {key}: the columns of the prompts are {', '.join(dataset.column_names)}")
-    formatter = load_formatter(args.reward.model_name_or_path) if args.reward_model_type == "gpm" else None
+    formatter = open_pretrained(*_reward(args)).formatter() if args.reward_model_type == "gpm" else None
     bad, usable = BadRows(), []
     for index, row in enumerate(dataset):
         bad.rows += 1
