@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from openrlhf_gpm.data import BadRows, PairKeys, PreferenceGroup
+    from openrlhf_gpm.data import BadRows, PreferenceGroup
 
 from openrlhf_gpm.cli.data_help import CHECK, CYCLE, CYCLIC, EXAMPLES, MERGE, SPLIT
 
@@ -90,9 +90,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> int:
-    from openrlhf_gpm.data import BadRows, Survey, form_title, preference_reader, read_with
+    from openrlhf_gpm.data import BadRows, PairKeys, Survey, form_title, preference_reader, read_with
 
-    normalise, keys = preference_reader(_keys(args), args.max_chars), _keys(args)
+    keys = PairKeys(args.prompt_key, args.chosen_key, args.rejected_key)
+    normalise = preference_reader(keys, args.max_chars)
     bad, seen = 0, list[tuple[str, set[str]]]()
     for name in args.files:
         survey, report = Survey(), BadRows()
@@ -195,9 +196,11 @@ def _cycle(args: argparse.Namespace) -> int:
 
 def _read(args: argparse.Namespace, normalise: Any = None) -> Iterator[Any]:
     """Yield what the files hold, with a progress bar; then print what was skipped. Raises if every row is bad."""
-    from openrlhf_gpm.data import BadRows, preference_reader, read_with
+    from openrlhf_gpm.data import BadRows, PairKeys, preference_reader, read_with
 
-    normalise = normalise or preference_reader(_keys(args), args.max_chars)
+    if normalise is None:
+        keys = PairKeys(args.prompt_key, args.chosen_key, args.rejected_key)
+        normalise = preference_reader(keys, args.max_chars)
     report = BadRows()
     for name in args.files:
         for _, item in _progress(read_with(name, normalise, args.bad_rows, report)):
@@ -206,12 +209,6 @@ def _read(args: argparse.Namespace, normalise: Any = None) -> Iterator[Any]:
         print(report.summary())
     if report.count == report.rows:
         raise ValueError(f"{', '.join(map(str, args.files))}: every row is bad; see `openrlhf-gpm data check`")
-
-
-def _keys(args: argparse.Namespace) -> "PairKeys":
-    from openrlhf_gpm.data import PairKeys
-
-    return PairKeys(args.prompt_key, args.chosen_key, args.rejected_key)
 
 
 def _paired(groups: Iterable["PreferenceGroup"], args: argparse.Namespace) -> Iterable["PreferenceGroup"]:
