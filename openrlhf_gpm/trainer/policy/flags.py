@@ -11,6 +11,7 @@ from openrlhf_gpm import objectives
 from openrlhf_gpm.checkpoints.checkpoint import open_pretrained
 from openrlhf_gpm.trainer.checkpoint_checks import check_parallelism
 from openrlhf_gpm.trainer.policy import upstream_flags
+from openrlhf_gpm.trainer.policy.paths import absolute_paths
 from openrlhf_gpm.trainer.policy.units import check_sizes
 
 logger = init_logger(__name__)
@@ -47,6 +48,7 @@ def check(args: SimpleNamespace) -> None:
     if objective.own_loss:
         upstream_flags.check(args)
     if scores_groups:
+        absolute_paths(args)
         _check_groups(args)
         if args.reward_model_type == "gpm":
             _check_gpm_reward(args)
