@@ -66,7 +66,7 @@ def replace_directory(new: Path, path: Path) -> None:
 def replace_model(new: Path, path: Path) -> None:
     """Move a model's files from `new` into `path`, which may hold an older model, and checkpoints in subfolders.
 
-    config.json goes first and comes last: without it the folder is no model, so a folder that has it is complete.
+    config.json goes first and comes last: without it the folder is not a model, so a folder that has it is complete.
     """
     (path / "config.json").unlink(missing_ok=True)
     for pattern in ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json"):
