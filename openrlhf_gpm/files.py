@@ -63,6 +63,20 @@ def replace_directory(new: Path, path: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
+def replace_model(new: Path, path: Path) -> None:
+    """Move a model's files from `new` into `path`, which may hold an older model, and checkpoints in subfolders.
+
+    config.json goes first and comes last: without it the folder is not a model, so a folder that has it is complete.
+    """
+    (path / "config.json").unlink(missing_ok=True)
+    for pattern in ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json"):
+        for old in path.glob(pattern):
+            old.unlink()
+    for file in sorted(new.iterdir(), key=lambda file: file.name == "config.json"):
+        os.replace(file, path / file.name)
+    new.rmdir()
+
+
 def read_object(path: Path, missing: str, damaged: str = "copy or save it again") -> dict[str, Any]:
     """The object in a JSON file. Raises ValueError in one line that ends with the remedy `missing` or `damaged`."""
     try:

@@ -5,6 +5,7 @@ the safetensors files alone, and reported in one line.
 """
 
 import os
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -118,6 +119,25 @@ def open_pretrained(name: str, flag: str) -> Checkpoint:
     return checkpoint
 
 
+def check_complete(checkpoint: Checkpoint) -> None:
+    """Raise ValueError unless a directory holds a GPM's tensors and tokenizer; reads headers, not weights.
+
+    Layers are compared where the files name tensors as the model does, which families with fused experts do not.
+    """
+    shapes = tensor_shapes(checkpoint.path)
+    check_head(checkpoint.path, checkpoint.gpm, checkpoint.hidden_size, shapes)
+    with torch.device("meta"):
+        wanted = set(gpm_class(checkpoint.hf)(deepcopy(checkpoint.hf)).state_dict())
+    missing = sorted(wanted - set(shapes)) if set(shapes) <= wanted else []
+    if missing:
+        raise ValueError(_missing(checkpoint.path, missing))
+    checkpoint.tokenizer()
+
+
+def _missing(path: Path, names: list[str]) -> str:
+    return f"{path}: {len(names)} tensors are missing, first {names[0]}: copy or save it again"
+
+
 def load_gpm(
     path: Checkpoint | str | os.PathLike[str],
     *,
@@ -165,7 +185,7 @@ def load_gpm(
     in_adapter = {"score.weight", "gate.weight", "temperature.rho"} if adapter else set()
     missing = sorted(set(report["missing_keys"]) - in_adapter)
     if missing:
-        raise ValueError(f"{base}: {len(missing)} tensors are missing, first {missing[0]}: copy or save it again")
+        raise ValueError(_missing(base, missing))
     if adapter:
         model = _merge_adapter(model, checkpoint.path)
     return model.to(device or "cpu").eval()

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
-from openrlhf_gpm.checkpoints.checkpoint import open_pretrained
-from openrlhf_gpm.config import GPMConfig
-
 
 def check_parallelism(args: SimpleNamespace) -> None:
     """Refuse --ds.* flags that a GPM does not support."""
@@ -14,16 +11,3 @@ def check_parallelism(args: SimpleNamespace) -> None:
         raise ValueError(f"--ds.value_head_prefix must be score for a GPM, got {args.ds.value_head_prefix}")
     if args.ds.ring_attn_size > 1:
         raise ValueError("--ds.ring_attn_size must be 1 for a GPM: ring attention is not supported")
-
-
-# Remove these two when trainer/policy/flags.py calls open_pretrained itself.
-
-
-def check_layout(_gpm: GPMConfig, path: str, flag: str) -> None:
-    """Refuse a GPM in a plain classifier's tensor layout. `flag` gave `path`."""
-    open_pretrained(path, flag)
-
-
-def check_whole(path: str, flag: str) -> None:
-    """Refuse a LoRA adapter, which OpenRLHF cannot load. `flag` gave `path`."""
-    open_pretrained(path, flag)

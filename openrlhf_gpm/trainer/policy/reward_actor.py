@@ -37,14 +37,15 @@ class BaseGPMRewardActor(BaseRewardModelActor):
             logger.info("prompts are encoded once per response, not once per group: %s", obstacle)
 
     def forward(self, prompts: list[Any], responses: list[str]) -> Tensor:
-        """One micro-batch of B (prompt, response) -> (B, 3k) fp32, see `pack_rows`."""
+        """One micro-batch of B (prompt, response) -> (B, 3k + 1) fp32, see `pack_rows`."""
         device = get_accelerator().current_device_name()
         groups = encode_groups(self.formatter, prompts, responses)
         # One call in any case: ranks that share the prompt and ranks that do not still meet in every layer of ZeRO-3.
         batch = collate_groups(groups, self.formatter.pad_token_id, self.share_prompt)
         embedding, gate = embed_batch(self.model, batch, device)
         sizes = torch.tensor([len(group) for group in groups])
-        return pack_rows(embedding, gate.repeat_interleave(sizes, dim=0), self.config.tau)
+        truncated = torch.tensor([sample.truncated for group in groups for sample in group])
+        return pack_rows(embedding, gate.repeat_interleave(sizes, dim=0), self.config.tau, truncated)
 
 
 GPMRewardActor = ray.remote(num_gpus=1)(BaseGPMRewardActor)

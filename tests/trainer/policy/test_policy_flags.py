@@ -10,7 +10,7 @@ from openrlhf.trainer.ppo_trainer import PPOTrainer
 from openrlhf.trainer.ray.launcher import RewardModelActor
 
 from openrlhf_gpm.plugin import GPMPlugin
-from openrlhf_gpm.trainer.policy.cluster import devices_needed
+from openrlhf_gpm.trainer.policy.placement import devices_needed
 from openrlhf_gpm.trainer.policy.upstream_flags import REFUSED, UNREAD
 
 GPM_DICT = {"dim": 4, "gate": "none", "normalize": True, "tau": 0.1, "format_version": 1}
