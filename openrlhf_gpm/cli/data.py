@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from openrlhf_gpm.cli.data_help import CHECK, CYCLE, CYCLIC, EXAMPLES, MERGE, SPLIT
 from openrlhf_gpm.data.bad_rows import BadRows
 from openrlhf_gpm.data.cyclic import ULTRAFEEDBACK, cycle_comparisons, cyclic_sets, omissions, synthetic_cycle
 from openrlhf_gpm.data.grouping import as_pairs, merge_prompts, split_by_prompt
@@ -17,8 +18,6 @@ from openrlhf_gpm.data.records import PairKeys, PreferenceGroup
 from openrlhf_gpm.data.survey import Survey
 from openrlhf_gpm.data.writing import write_groups, write_lines
 from openrlhf_gpm.files import replacing
-
-from openrlhf_gpm.cli.data_help import CHECK, CYCLE, CYCLIC, EXAMPLES, MERGE, SPLIT
 
 BAD_ROWS = "refuse: stop at the first bad row (default); skip: leave bad rows out and report them"
 SHOWN_BAD = 20  # bad rows that `check` lists per file
