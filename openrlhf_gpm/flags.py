@@ -1,4 +1,4 @@
-"""Command-line flags that are dataclass fields: default, help and choices are written once, beside their meaning.
+"""Command-line flags that are dataclass fields: default, help and choices are written once, next to their meaning.
 
 A class with the fields `beta` and `hard` and the prefix "gpo" has the flags --gpo.beta and --gpo.hard. OpenRLHF turns
 parsed flags into nested namespaces (args.gpo.beta), which `read_flags` reads back. Standard library only.

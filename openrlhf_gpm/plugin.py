@@ -19,7 +19,7 @@ class GPMPlugin(Plugin):
     """General Preference Models as reward models, preference objectives as policy losses."""
 
     def choices(self, flag: str) -> list[str]:
-        """The values that a flag of OpenRLHF's takes besides its own."""
+        """Additional values that one of OpenRLHF's flags accepts."""
         if flag != "actor.policy_loss_type":
             return []
         from openrlhf_gpm import objectives

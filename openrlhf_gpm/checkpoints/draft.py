@@ -1,4 +1,4 @@
-"""A checkpoint on its way into another layout: what its config.json and its tensor files will be."""
+"""A checkpoint that is being converted: what its config.json and its tensor files will be."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -7,15 +7,17 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
-from openrlhf_gpm.checkpoints.checkpoint import Shapes, read_hf_config, read_json, read_tokenizer
+from openrlhf_gpm.checkpoints.checkpoint import Checkpoint
 from openrlhf_gpm.checkpoints.shards import Plan, read_plan
+from openrlhf_gpm.checkpoints.tensors import MISSING, Shapes
 from openrlhf_gpm.config import GPMConfig
+from openrlhf_gpm.files import read_object
 from openrlhf_gpm.models.gpm import gpm_class
 
 
 @dataclass
 class Draft:
-    """A checkpoint on its way: what config.json and the tensor files will be."""
+    """A checkpoint that is being converted; the conversion edits it, then it is written."""
 
     source: Path
     hf: PretrainedConfig
@@ -38,15 +40,15 @@ class Draft:
         return GPMConfig.from_dict(self.config["gpm"])
 
 
-def read_draft(source: Path) -> Draft:
-    """The checkpoint as it is. Raises ValueError where files are missing, damaged or of no kind that we know."""
-    hf = read_hf_config(source)
-    plan, shapes = read_plan(source)
-    return Draft(source, hf, read_json(source / "config.json"), plan, shapes, read_tokenizer(source))
+def read_draft(checkpoint: Checkpoint) -> Draft:
+    """The draft that changes nothing. Raises ValueError where files are missing or damaged."""
+    plan, shapes = read_plan(checkpoint.path)
+    config = read_object(checkpoint.path / "config.json", MISSING)
+    return Draft(checkpoint.path, checkpoint.hf, config, plan, shapes, checkpoint.tokenizer())
 
 
 def label_keys(rows: int) -> dict[str, Any]:
-    """How config.json says num_labels, as transformers writes it."""
+    """The keys by which config.json states num_labels, as transformers writes them."""
     labels = {str(i): f"LABEL_{i}" for i in range(rows)}
     return {"id2label": labels, "label2id": {label: int(i) for i, label in sorted(labels.items(), key=lambda x: x[1])}}
 
@@ -56,14 +58,14 @@ def check_shapes(draft: Draft, wanted: Mapping[str, tuple[int, ...]]) -> None:
     for name, shape in wanted.items():
         found = draft.shapes.get(name)
         if found != shape:
-            told = "missing" if found is None else str(list(found))
+            state = "missing" if found is None else str(list(found))
             raise ValueError(
-                f"{draft.source}: the tensor {name} is {told}, but should be {list(shape)}: copy it again"
+                f"{draft.source}: the tensor {name} is {state}, but should be {list(shape)}: copy it again"
             )
 
 
 def check_trunk(draft: Draft) -> None:
-    """Raise ValueError unless there are tensors of the family's trunk."""
+    """Raise ValueError unless the checkpoint has tensors of its family's trunk."""
     model_class: Any = gpm_class(draft.hf)
     prefix = model_class.base_model_prefix
     if not any(name.startswith(f"{prefix}.") for name in draft.shapes):

@@ -4,74 +4,21 @@ import argparse
 import textwrap
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from openrlhf_gpm.data import BadRows, PairKeys, PreferenceGroup
+from openrlhf_gpm.cli.data_help import CHECK, CYCLE, CYCLIC, EXAMPLES, MERGE, SPLIT
+from openrlhf_gpm.data.bad_rows import BadRows
+from openrlhf_gpm.data.cyclic import ULTRAFEEDBACK, cycle_comparisons, cyclic_sets, omissions, synthetic_cycle
+from openrlhf_gpm.data.grouping import as_pairs, merge_prompts, split_by_prompt
+from openrlhf_gpm.data.groups import form_title, normalise_group
+from openrlhf_gpm.data.prompts import prompt_key
+from openrlhf_gpm.data.ratings import normalise_rated
+from openrlhf_gpm.data.reading import preference_reader, read_with
+from openrlhf_gpm.data.records import PairKeys, PreferenceGroup
+from openrlhf_gpm.data.survey import Survey
+from openrlhf_gpm.data.writing import write_groups, write_lines
+from openrlhf_gpm.files import replacing
 
-EXAMPLES = """\
-examples:
-  openrlhf-gpm data check train.parquet held_out.jsonl
-      report what is in the files, which rows are bad, which prompts they share; exit status 1 if a row is bad
-  openrlhf-gpm data split prefs.parquet --fraction 0.1 --train train.jsonl --held_out held_out.jsonl
-      hold out a tenth of the prompts; no prompt is on both sides
-  openrlhf-gpm data merge train.jsonl --output groups.jsonl
-      turn the pairs of one prompt into one group, so that each response is encoded once
-  openrlhf-gpm data cyclic --input ultrafeedback.jsonl --output cyclic/
-      find cycles between the attributes of rated responses: no_instruction_following.jsonl, no_honesty.jsonl ...
-  openrlhf-gpm data cycle --groups groups.jsonl --length 3 --output cyc3.jsonl
-      impose a cycle: model 1 beats model 2, model 2 beats model 3, model 3 beats model 1
-
-input: JSON lines (also gzipped), JSON, parquet, CSV, TSV, or a dataset's name as "owner/name:split". Pairs
-(prompt, chosen, rejected), lists (RewardBench 2), groups (prompt, responses with scores, ranks or comparisons),
-UltraFeedback; docs/data.md has an example of each. A bad row ends the command, unless --bad_rows skip leaves it out.
-output: JSON lines; a file appears when it is complete.
-"""
-CHECK = """\
-example:
-  $ openrlhf-gpm data check prefs.jsonl
-  prefs.jsonl
-    rows                  828
-    bad rows              2
-      prefs.jsonl:12: 'chosen' is an empty response; drop the row or fill it
-      ...
-"""
-SPLIT = """\
-Only the hash of the prompt and --seed decides the side of a prompt. It stays there when rows are reordered or added,
-so files that were split with the same seed and fraction may be concatenated. A text is the same prompt as one user
-message. Each whole text without a prompt is its own prompt.
-
-example:
-  openrlhf-gpm data split prefs.parquet --fraction 0.1 --seed 0 --train train.jsonl --held_out held_out.jsonl
-"""
-MERGE = """\
-Equal responses are stored once; repeated comparisons are kept. A group is written as
-  {"prompt": ..., "responses": ["a", "b", "c"], "comparisons": [[0, 1], [2, 0], [1, 2, 0.5]]}
-where [1, 2, 0.5] says that b and c tie.
-
-example:
-  openrlhf-gpm data merge pairs.parquet more_pairs.jsonl --output groups.jsonl
-"""
-CYCLIC = """\
-Each set leaves one attribute out, and each of the others decides one comparison. Without helpfulness, A beats B
-because it follows the instruction better, B beats C because it is more honest, and C beats A because it is more
-truthful. Each prompt gives a set at most one cycle, its clearest (see docs/data.md).
-
-examples:
-  openrlhf-gpm data cyclic --input ultrafeedback.jsonl --output cyclic/
-  openrlhf-gpm data cyclic --input rated.jsonl --output cyclic/ --attributes clarity depth style safety
-  $ head -1 rated.jsonl
-  {"prompt": "Hi", "responses": ["a", "b", "c"], "ratings": {"clarity": [1, 2, 3], "depth": [3, 1, 2], ...}}
-"""
-CYCLE = """\
-The responses of each line must come from n models, in the same order on every line. Response 1 beats 2, 2 beats 3 ...
-the last beats 1. No scalar reward gets more than (n - 1) / n of these comparisons right; a GPM can get all.
-
-examples:
-  openrlhf-gpm data cycle --groups groups.jsonl --length 4 --output cyc4.jsonl
-  openrlhf-gpm data cycle --groups groups.jsonl --length 5 --full --output cyc5full.jsonl
-  openrlhf-gpm data cycle --groups groups.jsonl --length 3 --random_direction --seed 1 --output control.jsonl
-"""
 BAD_ROWS = "refuse: stop at the first bad row (default); skip: leave bad rows out and report them"
 SHOWN_BAD = 20  # bad rows that `check` lists per file
 
@@ -151,9 +98,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> int:
-    from openrlhf_gpm.data import BadRows, Survey, form_title, preference_reader, read_with
-
-    normalise, keys = preference_reader(_keys(args), args.max_chars), _keys(args)
+    keys = PairKeys(args.prompt_key, args.chosen_key, args.rejected_key)
+    normalise = preference_reader(keys, args.max_chars)
     bad, seen = 0, list[tuple[str, set[str]]]()
     for name in args.files:
         survey, report = Survey(), BadRows()
@@ -171,7 +117,7 @@ def _check(args: argparse.Namespace) -> int:
     return 1 if bad else 0
 
 
-def _print_bad(report: "BadRows") -> None:
+def _print_bad(report: BadRows) -> None:
     for where, _, reason in report.found[:SHOWN_BAD]:
         print(f"    {where}: {textwrap.shorten(reason, 160)}")
     if report.count > SHOWN_BAD:
@@ -181,9 +127,6 @@ def _print_bad(report: "BadRows") -> None:
 
 
 def _split(args: argparse.Namespace) -> int:
-    from openrlhf_gpm.data import replacing, split_by_prompt, write_lines
-    from openrlhf_gpm.data.prompts import prompt_key
-
     _check_outputs(args.files, {"--train": args.train, "--held_out": args.held_out})
     if not 0 < args.fraction < 1:
         raise ValueError(f"--fraction must be above 0 and below 1, got {args.fraction}")
@@ -199,8 +142,6 @@ def _split(args: argparse.Namespace) -> int:
 
 
 def _merge(args: argparse.Namespace) -> int:
-    from openrlhf_gpm.data import merge_prompts, write_groups
-
     _check_outputs(args.files, {"--output": args.output})
     groups = list(_read(args))
     merged = merge_prompts(groups)
@@ -213,8 +154,6 @@ def _merge(args: argparse.Namespace) -> int:
 
 
 def _cyclic(args: argparse.Namespace) -> int:
-    from openrlhf_gpm.data import ULTRAFEEDBACK, cyclic_sets, normalise_rated, omissions, replacing, write_lines
-
     attributes = args.attributes or ULTRAFEEDBACK
     sets = omissions(attributes)
     if wrong := next((name for name in sets if not name.replace("-", "_").isidentifier()), None):
@@ -240,8 +179,6 @@ def _cyclic(args: argparse.Namespace) -> int:
 
 
 def _cycle(args: argparse.Namespace) -> int:
-    from openrlhf_gpm.data import cycle_comparisons, normalise_group, synthetic_cycle, write_groups
-
     _check_outputs(args.files, {"--output": args.output})
     cycle_comparisons(args.length, args.full)  # checks the length before anything is read
     subset = f"cycle{args.length}{'_full' * args.full}{'_random_direction' * args.random_direction}"
@@ -254,9 +191,9 @@ def _cycle(args: argparse.Namespace) -> int:
 
 def _read(args: argparse.Namespace, normalise: Any = None) -> Iterator[Any]:
     """Yield what the files hold, with a progress bar; then print what was skipped. Raises if every row is bad."""
-    from openrlhf_gpm.data import BadRows, preference_reader, read_with
-
-    normalise = normalise or preference_reader(_keys(args), args.max_chars)
+    if normalise is None:
+        keys = PairKeys(args.prompt_key, args.chosen_key, args.rejected_key)
+        normalise = preference_reader(keys, args.max_chars)
     report = BadRows()
     for name in args.files:
         for _, item in _progress(read_with(name, normalise, args.bad_rows, report)):
@@ -267,15 +204,7 @@ def _read(args: argparse.Namespace, normalise: Any = None) -> Iterator[Any]:
         raise ValueError(f"{', '.join(map(str, args.files))}: every row is bad; see `openrlhf-gpm data check`")
 
 
-def _keys(args: argparse.Namespace) -> "PairKeys":
-    from openrlhf_gpm.data import PairKeys
-
-    return PairKeys(args.prompt_key, args.chosen_key, args.rejected_key)
-
-
-def _paired(groups: Iterable["PreferenceGroup"], args: argparse.Namespace) -> Iterable["PreferenceGroup"]:
-    from openrlhf_gpm.data import as_pairs
-
+def _paired(groups: Iterable[PreferenceGroup], args: argparse.Namespace) -> Iterable[PreferenceGroup]:
     return (pair for group in groups for pair in as_pairs(group)) if args.pairs else groups
 
 

@@ -1,4 +1,4 @@
-"""`openrlhf-gpm eval`: how good a preference model is on pairs, RewardBench, cycles and groups."""
+"""`openrlhf-gpm eval`: measure preference models on pairs, RewardBench, cycles and groups."""
 
 import argparse
 import importlib.util
@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from openrlhf_gpm.cli.score import DTYPES
+from openrlhf_gpm.cli.scorer_flags import add_scorer_flags, scorer_options
 
 if TYPE_CHECKING:
     from openrlhf_gpm.evaluation.dataset import Dataset, Scores
@@ -20,21 +20,21 @@ example:
   $ openrlhf-gpm eval --model ckpt/gpm --data pairs.jsonl --output results
   $ openrlhf-gpm eval --model ckpt/gpm ckpt/bt length --data pairs.jsonl allenai/reward-bench --output results
 
-data: JSONL, JSON, CSV or parquet, or the name of a dataset; one row is a pair (prompt, chosen, rejected, in any form
-that training takes), a group with scores or ranks, a group of responses to look at without labels, or RewardBench's
-(allenai/reward-bench) and RewardBench 2's (allenai/reward-bench-2).
+data: JSONL, JSON, CSV or parquet, or the name of a dataset. A row is a pair (prompt, chosen, rejected, in any form
+that training takes), a group with scores or ranks, a group without labels, or a row of RewardBench
+(allenai/reward-bench) or RewardBench 2 (allenai/reward-bench-2).
 
-models: GPM checkpoints; `length` is the built-in baseline that prefers the longer response, which is shown beside
-every model anyway (./length is a directory of that name).
+models: GPM checkpoints, or `length`, the built-in baseline that prefers the longer response. Every report shows the
+baseline. (./length is a directory of that name.)
 
 in OUTPUT:
-  metrics.json          accuracy, nll, brier, ece, ci95, by_subset; rewardbench, rewardbench2, cyclic, groups, where
-                        the data has them. With several models: OUTPUT/MODEL/metrics.json and OUTPUT/comparison.json
+  metrics.json          accuracy, nll, brier, ece, ci95, by_subset; rewardbench, rewardbench2, cyclic, groups, if the
+                        data has them. With several models: OUTPUT/MODEL/metrics.json and OUTPUT/comparison.json
   report.md, *.png      the same as tables and plots, models side by side
-  scores/*.jsonl        the scores of every group (with several models in OUTPUT/MODEL); the same command, after it was
-                        stopped or with another --bins, continues from them
+  scores/*.jsonl        the scores of every group (with several models in OUTPUT/MODEL); a stopped command continues
+                        from them, and another --bins scores nothing again
 
-A tie (score 0) and a score that is not finite are wrong, and counted. A label of 1/2 is left out of accuracy.
+A tie (score 0) and a score that is not finite count as wrong, and are reported. Accuracy leaves out labels of 1/2.
 """
 
 
@@ -50,49 +50,50 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     add = parser.add_argument
     add("--model", required=True, nargs="+", metavar="DIR", help="GPM checkpoints, or `length`")
     add("--data", required=True, nargs="+", metavar="FILE_OR_NAME", help="preference data")
-    add("--output", required=True, type=Path, metavar="DIR", help="created; metrics in it are replaced")
+    add("--output", required=True, type=Path, metavar="DIR", help="folder for the results; metrics in it are replaced")
     add("--prompt_key", help="column of the prompt (default: found by its name)")
     add("--chosen_key", default="chosen", help="column of the preferred response (default: chosen)")
-    add("--rejected_key", default="rejected", help="column of the other (default: rejected)")
+    add("--rejected_key", default="rejected", help="column of the other response (default: rejected)")
     add(
         "--group",
         choices=["auto", "rows"],
         default="auto",
-        help="auto: score all rows of a prompt as one group, each response once; rows: every row by itself",
+        help="auto: score all rows of a prompt as one group, each response once (default); rows: each row by itself",
     )
-    add("--bad_rows", choices=["refuse", "skip"], default="refuse", help="stop at a bad row, or count and go on")
+    add(
+        "--bad_rows",
+        choices=["refuse", "skip"],
+        default="refuse",
+        help="refuse: stop at the first (default); skip: leave out and report",
+    )
     add("--max_rows", type=int, metavar="N", help="evaluate the first N good rows of each file")
     add("--bins", type=int, default=10, help="bins of the calibration error over [1/2, 1] (default: 10)")
-    add("--bootstrap", type=int, default=1000, metavar="N", help="samples of prompts behind the intervals (1000)")
-    add("--seed", type=int, default=0, help="of the bootstrap (default: 0)")
+    add("--bootstrap", type=int, default=1000, metavar="N", help="samples behind the intervals (default: 1000)")
+    add("--seed", type=int, default=0, help="seed of the bootstrap (default: 0)")
     add(
         "--group_score",
         choices=["mean_score", "win_rate"],
         default="mean_score",
-        help="RewardBench 2: what ranks a response in its group",
+        help="RewardBench 2: the number that ranks the responses of a group (default: mean_score)",
     )
-    add("--no_plots", action="store_true", help="write no PNG (matplotlib is not needed then)")
-    add("--device", help="cuda, cuda:1, cpu ... (default: the GPU where there is one)")
-    add("--dtype", choices=sorted(DTYPES), help="of the trunk (default: as stored; fp32 on a CPU)")
-    add("--batch_tokens", type=int, default=16384, help="tokens per forward pass, with padding (default: 16384)")
-    add("--share_prompt", choices=["auto", "off"], default="auto", help="compute a group's prompt once where exact")
-    add("--backend", choices=["torch", "vllm"], default="torch", help="vllm: for exported classifiers")
+    add("--no_plots", action="store_true", help="write no plots; matplotlib is not needed then")
+    add_scorer_flags(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Evaluate. Raises ValueError for wrong input, before any model is loaded."""
     if args.output.exists() and not args.output.is_dir():
         raise ValueError(f"--output {args.output} is a file: give a directory")
-    for flag, value in (("--batch_tokens", args.batch_tokens), ("--max_rows", args.max_rows)):
-        if value is not None and value < 1:
-            raise ValueError(f"{flag} must be >= 1, got {value}")
+    if args.max_rows is not None and args.max_rows < 1:
+        raise ValueError(f"--max_rows must be >= 1, got {args.max_rows}")
+    options = scorer_options(args)
     if not args.no_plots and importlib.util.find_spec("matplotlib") is None:
         raise ValueError("plots need matplotlib: pip install matplotlib, or add --no_plots")
 
+    from openrlhf_gpm.checkpoints.checkpoint import open_checkpoint
     from openrlhf_gpm.evaluation.judges import LENGTH, short_names
     from openrlhf_gpm.evaluation.run import Settings
     from openrlhf_gpm.evaluation.run import run as evaluate
-    from openrlhf_gpm.scoring.scorer import load_formatter
 
     settings = Settings(
         bins=args.bins,
@@ -102,10 +103,10 @@ def run(args: argparse.Namespace) -> int:
         plots=not args.no_plots,
     )
     sources = dict(zip(short_names(args.model), args.model, strict=True))
-    formatters = {name: load_formatter(source) for name, source in sources.items() if source != LENGTH}
+    formatters = {name: open_checkpoint(source).formatter() for name, source in sources.items() if source != LENGTH}
     names = short_names(args.data, "--data")
     datasets = [_read(source, name, args, formatters) for source, name in zip(args.data, names, strict=True)]
-    results = evaluate(list(sources), datasets, _Scorer(args, sources), args.output, settings)
+    results = evaluate(list(sources), datasets, _Scorer(args, sources, options), args.output, settings)
     for name, result in results.items():
         print(_summary(name, result))
     print(f"report: {args.output / 'report.md'}")
@@ -124,11 +125,12 @@ def _read(source: str, name: str, args: argparse.Namespace, formatters: dict[str
 
 
 class _Scorer:
-    """Scores one dataset with one model, with a progress bar; a model is loaded when there is something to score."""
+    """Scores one dataset with one model, with a progress bar; loads a model only if there is something to score."""
 
-    def __init__(self, args: argparse.Namespace, sources: dict[str, str]) -> None:
+    def __init__(self, args: argparse.Namespace, sources: dict[str, str], options: dict[str, Any]) -> None:
         self.args = args
         self.sources = sources
+        self.options = {"device": args.device, **options}
         self.model: PreferenceModel | None = None
 
     def __call__(self, name: str, data: "Dataset", folder: Path) -> "Scores":
@@ -149,21 +151,16 @@ class _Scorer:
             return scored(lambda: self._open(name, source), data.groups, file, key, bar.update)
 
     def _open(self, name: str, source: str) -> "PreferenceModel":
-        import torch
-
         from openrlhf_gpm.evaluation.judges import LENGTH, open_model
 
         if self.model is None or self.model.name != name:
-            self.model = None  # let go of the last model before the next is loaded
-            names = ("device", "batch_tokens", "share_prompt", "backend")
-            options: dict[str, Any] = {name: getattr(self.args, name) for name in names}
-            options["dtype"] = getattr(torch, DTYPES[self.args.dtype]) if self.args.dtype else None
-            self.model = open_model(source, name, **({} if source == LENGTH else options))
+            self.model = None  # free the last model before the next is loaded
+            self.model = open_model(source, name, **({} if source == LENGTH else self.options))
         return self.model
 
 
 def _summary(name: str, result: dict[str, Any]) -> str:
-    """One line a model for the terminal."""
+    """One line per model for the terminal."""
     parts = []
     if result["accuracy"] is not None:
         ci = result["ci95"].get("accuracy")

@@ -1,14 +1,13 @@
 """Writes preference data as JSON lines, in the project's own forms."""
 
 import json
-import os
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TextIO
 
 from openrlhf_gpm.config import Message, Prompt
 from openrlhf_gpm.data.records import Comparison, PreferenceGroup
+from openrlhf_gpm.files import replacing
 
 
 def to_row(group: PreferenceGroup) -> dict[str, Any]:
@@ -62,17 +61,3 @@ def write_lines(file: TextIO, groups: Iterable[PreferenceGroup]) -> int:
         file.write(json.dumps(to_row(group), ensure_ascii=False, allow_nan=False) + "\n")
         count += 1
     return count
-
-
-@contextmanager
-def replacing(*paths: Path) -> Iterator[list[TextIO]]:
-    """Open files that replace `paths` together when all are complete; on any error, none is replaced."""
-    partial = [path.with_name(f".{path.name}.{os.getpid()}.partial") for path in paths]
-    try:
-        with ExitStack() as stack:
-            yield [stack.enter_context(open(path, "w", encoding="utf-8", newline="\n")) for path in partial]
-        for source, target in zip(partial, paths, strict=True):
-            os.replace(source, target)
-    finally:
-        for path in partial:
-            path.unlink(missing_ok=True)

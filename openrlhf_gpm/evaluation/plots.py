@@ -9,7 +9,7 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 
 from openrlhf_gpm.evaluation.report import BASELINE
-from openrlhf_gpm.scoring.store import write
+from openrlhf_gpm.files import write
 
 COLORS = ("#0b62a4", "#d1582b", "#3a9a5b", "#b5487f", "#6f5bb0", "#e0912f")
 GREY = "#8a8a8a"

@@ -19,7 +19,7 @@ from openrlhf_gpm.evaluation.dataset import (
 from openrlhf_gpm.evaluation.groups import group_metrics
 from openrlhf_gpm.evaluation.judges import LongerWins
 from openrlhf_gpm.evaluation.rewardbench import rewardbench, rewardbench2
-from openrlhf_gpm.scoring.store import write
+from openrlhf_gpm.files import write
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,30 +1,30 @@
 """Embeddings from vLLM, for a GPM in the layout of a plain classifier (`openrlhf-gpm convert --to classifier`).
 
-vLLM knows nothing of a GPM: it applies the head, [2k, H], or [3k, H] with the gate's rows last, to the last token of
-each request. A group is its K samples, and for the gate the prompt alone; prefix caching computes once what requests
+vLLM sees a plain classifier: it applies the head, [2k, H], or [3k, H] with the gate's rows last, to the last token of
+each request. A group is K requests, plus the prompt alone for the gate; prefix caching computes once what requests
 begin with. Normalisation, gate and scores are ours. vLLM is imported when an engine starts.
 """
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from openrlhf_gpm.checkpoints.checkpoint import read_hf_config
+from openrlhf_gpm.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from openrlhf_gpm.config import GPMConfig
 from openrlhf_gpm.models.gpm import finish_embedding, scale_gate
 from openrlhf_gpm.samples.forest import gate_sample
 from openrlhf_gpm.samples.formatting import Encoded
-from openrlhf_gpm.scoring.torch_backend import pick_device
+from openrlhf_gpm.scoring.backend import pick_device
+from openrlhf_gpm.scoring.options import BATCH_TOKENS, check_options
 
 CPU_BLOCK = 32
-"""Tokens of a cache block on a CPU, where vLLM takes multiples of 32. Prefixes are shared in whole blocks."""
+"""Tokens per cache block on a CPU, where vLLM takes multiples of 32. Prefixes are shared in whole blocks."""
 
 MAX_SEQS = 256
-"""Requests in one step of the engine, vLLM's own default; a step has room for a token of each."""
+"""Requests per step of the engine, vLLM's default; a step has room for one token of each."""
 
 
 class VLLMBackend:
@@ -33,9 +33,9 @@ class VLLMBackend:
     Args:
         path: a checkpoint in layout "classifier".
         dtype: of the trunk; default: as stored on a GPU, fp32 on a CPU. The head is fp32 in any case.
-        device: "cuda", "cuda:1" (the other GPUs are then hidden from this process) or "cpu"; default: the kind that
-            this vLLM is built for.
-        batch_tokens: tokens in one step of the engine, at least MAX_SEQS.
+        device: "cuda", "cuda:1" (the other GPUs are then hidden from this process) or "cpu"; default: what this vLLM
+            is built for.
+        batch_tokens: tokens per step of the engine, at least MAX_SEQS.
         share_prompt: "auto": prefix caching; "off": without.
         options: more arguments of vllm.LLM, such as tensor_parallel_size or gpu_memory_utilization.
 
@@ -45,23 +45,23 @@ class VLLMBackend:
 
     def __init__(
         self,
-        path: str | os.PathLike[str],
+        path: Checkpoint | str | os.PathLike[str],
         dtype: torch.dtype | str | None = None,
         device: torch.device | str | None = None,
-        batch_tokens: int = 16384,
+        batch_tokens: int = BATCH_TOKENS,
         share_prompt: str = "auto",
         **options: Any,
     ) -> None:
-        config = read_hf_config(Path(path))
-        self.config = GPMConfig.from_pretrained_config(config)
-        self.hidden_size = config.get_text_config().hidden_size
+        check_options(batch_tokens, share_prompt, "vllm")
+        checkpoint = open_checkpoint(path)
+        self.config: GPMConfig = checkpoint.gpm
+        self.hidden_size = checkpoint.hidden_size
+        self.batch_tokens = batch_tokens
         if self.config.layout != "classifier":
             raise ValueError(
-                f"--backend vllm: {path} is a GPM in its own layout: use `openrlhf-gpm convert --from gpm --to "
-                "classifier` first, or --backend torch"
+                f"--backend vllm: {checkpoint.path} is a GPM in its own layout: use `openrlhf-gpm convert --from gpm "
+                "--to classifier` first, or --backend torch"
             )
-        if batch_tokens < 1:
-            raise ValueError(f"--batch_tokens must be >= 1, got {batch_tokens}")
         asked = None if device is None else pick_device(device)
         if asked is not None and asked.type == "cuda" and asked.index is not None:
             _show_only(asked.index)  # vLLM takes the first GPU that it sees
@@ -76,9 +76,9 @@ class VLLMBackend:
             raise ValueError(f"--device {device}: this vLLM is built for {self.device}: leave --device out")
         on_cpu = self.device.type == "cpu"
         if dtype is None:  # vLLM's own "auto" would make bf16 of fp32
-            dtype = torch.float32 if on_cpu else config.dtype or "auto"
+            dtype = torch.float32 if on_cpu else checkpoint.hf.dtype or "auto"
         self.llm = LLM(
-            model=str(path),
+            model=str(checkpoint.path),
             runner="pooling",
             dtype=str(dtype).removeprefix("torch."),
             enable_prefix_caching=share_prompt == "auto",
@@ -87,22 +87,19 @@ class VLLMBackend:
             **({"block_size": CPU_BLOCK} if on_cpu else {}) | options,
         )
         self.longest = self.llm.llm_engine.model_config.max_model_len  # tokens
-        # The head's numbers as they are. "classify" is the pooling task that reads the prefix cache.
+        # The head's raw numbers. "classify" is the pooling task that reads the prefix cache.
         self.params = PoolingParams(task="classify", use_activation=False)
 
     def embed_groups(self, groups: Sequence[Sequence[Encoded]]) -> tuple[Tensor, Tensor]:
-        """G groups of samples, N in all -> v (N, 2k) in order and one gate a group (G, k), fp32 on the CPU.
-
-        Raises ValueError for a sample that is longer than the engine takes.
-        """
+        """See `Backend`. Raises ValueError for a sample that is longer than the engine takes."""
         requests: list[list[int]] = []
-        prompts: list[int] = []  # where they are among the requests
+        prompts: list[int] = []  # indices of prompts among the requests
         samples: list[int] = []
         for group in groups:
-            if self.config.gated:  # first: what it computes, the samples find in the cache
-                fullest = group[gate_sample(group)]
+            if self.config.gated:  # first: the samples then find it in the cache
+                reader = group[gate_sample(group)]
                 prompts.append(len(requests))
-                requests.append(fullest.input_ids[: fullest.prompt_len])
+                requests.append(reader.input_ids[: reader.prompt_len])
             samples += range(len(requests), len(requests) + len(group))
             requests += [sample.input_ids for sample in group]
         if not requests:
@@ -128,7 +125,7 @@ class VLLMBackend:
 
 
 def _show_only(index: int) -> None:
-    """Hide all GPUs from this process and its children but one of those that it sees."""
+    """Hide all GPUs that this process sees, except one, from it and its children."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     names = visible.split(",") if visible else [str(i) for i in range(torch.cuda.device_count())]
     if index >= len(names):

@@ -7,7 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from openrlhf_gpm.checkpoints.checkpoint import GPMConfig, load_gpm, read_gpm_config, save_gpm
+from openrlhf_gpm.checkpoints.checkpoint import load_gpm, open_checkpoint, save_gpm
+from openrlhf_gpm.config import GPMConfig
 from openrlhf_gpm.models.gpm import gpm_class
 from openrlhf_gpm.samples.formatting import Formatter
 
@@ -83,7 +84,7 @@ def test_config_json_says_everything_that_scoring_needs(gpm_checkpoint):
         "format_version": 1,
     }
     assert len(config["id2label"]) == 6
-    assert read_gpm_config(gpm_checkpoint) == GPMConfig(dim=6)
+    assert open_checkpoint(gpm_checkpoint).gpm == GPMConfig(dim=6)
 
 
 def test_tensors_have_the_names_of_the_base_model(gpm_checkpoint, new_config):
@@ -333,7 +334,7 @@ def test_the_authors_layout(checkpoint):
 def test_the_classifier_layout(checkpoint):
     edit_config(checkpoint, gpm=GPMConfig(dim=6, layout="classifier").to_dict())
     wrong(checkpoint, "layout of a plain classifier .*vllm backend, or use `openrlhf-gpm convert --from classifier")
-    assert read_gpm_config(checkpoint).layout == "classifier", "the vllm backend reads it"
+    assert open_checkpoint(checkpoint).gpm.layout == "classifier", "the vllm backend reads it"
 
 
 def test_trunk_tensor_missing(checkpoint):
@@ -369,7 +370,7 @@ def test_no_index_of_several_files(checkpoint):
 # Writing
 
 
-def test_saving_again_replaces_the_checkpoint_and_leaves_nothing_beside_it(new_gpm, chat_tokenizer, tmp_path):
+def test_saving_again_replaces_the_checkpoint_and_leaves_nothing_else(new_gpm, chat_tokenizer, tmp_path):
     save_gpm(new_gpm(tau=0.5), chat_tokenizer, tmp_path / "deep" / "gpm")
     save_gpm(new_gpm(tau=0.7), chat_tokenizer, tmp_path / "deep" / "gpm")
     assert load_gpm(tmp_path / "deep" / "gpm").gpm_config.tau == 0.7
@@ -390,7 +391,7 @@ def test_a_save_that_fails_leaves_the_old_checkpoint(new_gpm, chat_tokenizer, tm
     assert [path.name for path in tmp_path.iterdir()] == ["gpm"]
 
 
-def test_what_is_no_checkpoint_is_not_overwritten(new_gpm, chat_tokenizer, tmp_path):
+def test_other_files_are_not_overwritten(new_gpm, chat_tokenizer, tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(ValueError, match="holds files that are not a checkpoint"):
         save_gpm(new_gpm(), chat_tokenizer, tmp_path)

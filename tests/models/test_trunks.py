@@ -85,12 +85,16 @@ PER_LAYER_TYPE = {"full_attention": DYNAMIC, "sliding_attention": {"rope_type": 
         ("recurrent_gemma", {"lru_width": 32}, "recurrent"),
         ("bloom", {"n_head": 4}, "(eager) is not the sdpa"),
         ("falcon", {}, "(sdpa) is not the sdpa of transformers' AttentionInterface"),
-        ("jetmoe", {"num_local_experts": 2, "kv_channels": 8}, "cannot be asked without weights (NotImplementedError"),
+        (
+            "jetmoe",
+            {"num_local_experts": 2, "kv_channels": 8},
+            "cannot be checked without weights (NotImplementedError",
+        ),
         ("falcon", {"alibi": True}, "ALiBi"),
         ("gptj", {"rotary_dim": 4}, "(eager) is not the sdpa"),
         ("gpt_neo", {"num_layers": 2, "attention_types": [[["global"], 2]]}, "is not the sdpa"),
-        ("stablelm", {}, "not told which tokens belong together"),  # takes keyword arguments and drops them
-        ("doge", {}, "not told which tokens belong together"),  # makes a mask of its own
+        ("stablelm", {}, "does not hand the forest on"),  # takes keyword arguments and drops them
+        ("doge", {}, "does not hand the forest on"),  # makes a mask of its own
         ("llama", {"attn_implementation": "eager"}, "(eager) is not the sdpa"),
         ("llama", {}, None),
         ("gpt2", {}, None),
@@ -125,7 +129,7 @@ def test_a_trunk_of_others_that_takes_no_positions_does_not_share(new_config):
             return super().forward(input_ids, attention_mask=attention_mask, use_cache=use_cache)
 
     AutoModel.register(CountingConfig, CountingModel)
-    assert forest_obstacle(CountingConfig(**new_config().to_dict())) == "its forward takes no position_ids"
+    assert forest_obstacle(CountingConfig(**new_config().to_dict())) == "its forward does not take position_ids"
 
 
 def test_such_a_trunk_is_encoded_in_full_and_that_is_said_once(new_config, caplog):

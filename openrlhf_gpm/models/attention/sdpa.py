@@ -1,7 +1,7 @@
 """transformers' "sdpa" attention that also reads a forest (`samples/forest.py`), part by part.
 
-A forest travels as a keyword argument of the trunk, which hands those on to its attention, with a mask of one element
-that keeps transformers from making one. `models/trunks.py` knows the trunks that do not.
+The forest is a keyword argument of the trunk, which passes such arguments on to its attention. A mask of one element
+keeps transformers from building one. `models/trunks.py` finds the trunks for which this does not work.
 """
 
 from typing import Any
@@ -18,7 +18,7 @@ from openrlhf_gpm.samples.forest import Forest, Part
 FOREST_ATTENTION = "sdpa_forest"
 
 SHORT = 192
-"""Queries from which on the kernel of a CPU takes larger blocks."""
+"""From this many queries on, the CPU kernel uses larger blocks."""
 
 
 def sdpa_forest(
@@ -30,17 +30,17 @@ def sdpa_forest(
     forest: Forest | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """query (1, heads, N, d), key and value (1, shared heads, N, d) -> (1, N, heads, d), and no weights.
+    """query (1, heads, N, d), key and value (1, shared heads, N, d) -> (1, N, heads, d), and None for the weights.
 
-    Without a forest, "sdpa". Raises RuntimeError where forest and mask did not both arrive, and where a sliding window
-    would cut a sample or a bias goes by places in the row.
+    Without a forest this is "sdpa". Raises RuntimeError if only one of forest and mask arrived, if a sample is longer
+    than the sliding window, or if a bias goes by places in the row.
     """
     one_element = attention_mask is not None and attention_mask.numel() == 1
     if forest is not None and one_element:
         _check_exact(module, forest, **kwargs)
         return _read(module, query, key, value, forest, **kwargs)
     if forest is not None or (one_element and key.shape[-2] > 1):  # a sample of one token has such a mask too
-        raise RuntimeError(f"{type(module).__name__} does not get the forest as it was sent; see `forest_obstacle`")
+        raise RuntimeError(f"{type(module).__name__} did not receive the forest as it was sent; see `forest_obstacle`")
     return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
 
 
@@ -53,8 +53,9 @@ def _check_exact(
 ) -> None:
     name = type(module).__name__
     if sliding_window is not None and forest.longest > sliding_window:
-        text = f"{name} has a sliding window of {sliding_window} tokens, a sample {forest.longest}: encode it in full"
-        raise RuntimeError(text)
+        raise RuntimeError(
+            f"{name} has a sliding window of {sliding_window} tokens, a sample has {forest.longest}: encode in full"
+        )
     if position_bias is not None:
         raise RuntimeError(f"{name} adds a bias by places in the row, not by positions: encode in full")
 
@@ -84,9 +85,9 @@ def _attend(module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, 
         return sdpa_attention_forward(module, query, key, value, None, **kwargs)[0]
     if query.device.type != "cpu":
         return sdpa_attention_forward(module, query, key, value, part.mask(1, torch.bool), **kwargs)[0]
-    # With a mask, transformers copies keys and values for each query head, because the kernels of a GPU would
-    # otherwise be slow. The kernel of a CPU reads shared heads where they are, and is faster with many queries: of
-    # short branches, those of all heads that share a key stand in one line.
+    # With a mask, transformers copies keys and values for each query head, because GPU kernels would otherwise be
+    # slow. The CPU kernel reads shared heads in place and is faster with many queries, so for short branches the
+    # queries of all heads that share a key are put in one line.
     copies = query.shape[1] // key.shape[1] if part.width < SHORT else 1
     line = query.unflatten(1, (-1, copies)).flatten(2, 3)  # (R, heads / copies, copies W, d)
     mask, dropout, scale = part.mask(copies, query.dtype), kwargs.get("dropout", 0.0), kwargs.get("scaling")

@@ -6,11 +6,10 @@ from argparse import ArgumentParser
 from types import SimpleNamespace
 
 from openrlhf.utils.logging_utils import init_logger
-from transformers import AutoConfig
 
 from openrlhf_gpm import objectives
-from openrlhf_gpm.config import GPMConfig
-from openrlhf_gpm.trainer.checkpoint_checks import check_layout, check_parallelism, check_whole
+from openrlhf_gpm.checkpoints.checkpoint import open_pretrained
+from openrlhf_gpm.trainer.checkpoint_checks import check_parallelism
 from openrlhf_gpm.trainer.policy import upstream_flags
 from openrlhf_gpm.trainer.policy.paths import absolute_paths
 from openrlhf_gpm.trainer.policy.units import check_sizes
@@ -78,16 +77,9 @@ def _check_groups(args: SimpleNamespace) -> None:
 
 def _check_gpm_reward(args: SimpleNamespace) -> None:
     check_parallelism(args)
-    try:
-        config = AutoConfig.from_pretrained(args.reward.model_name_or_path)
-    except OSError as error:
-        path = args.reward.model_name_or_path
-        raise ValueError(f"--reward.model_name_or_path {path} is no model that can be read: give a GPM") from error
     path, flag = args.reward.model_name_or_path, "--reward.model_name_or_path"
-    gpm = GPMConfig.from_pretrained_config(config)
-    check_layout(gpm, path, flag)
-    check_whole(path, flag)
-    if gpm.head == "pairwise":
+    checkpoint = open_pretrained(path, flag)
+    if checkpoint.gpm.head == "pairwise":
         raise ValueError(
             f"{flag} {path} is a pairwise encoder (--gpm.head pairwise), which has no embedding of a single response: "
             "give a GPM or a model with head reward"

@@ -1,4 +1,4 @@
-"""A death ends the run: without this, ranks wait for ever in a collective whose peer is gone, and hold their GPUs."""
+"""A death ends the run: without this, ranks wait forever in a collective whose peer is gone, and hold their GPUs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""OpenRLHF's flags under an objective with a loss of its own: one table of those that are refused or not read."""
+"""OpenRLHF's flags under an objective with its own loss: one table of those that are refused or not read."""
 
 from __future__ import annotations
 

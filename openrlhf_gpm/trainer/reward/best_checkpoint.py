@@ -1,4 +1,4 @@
-"""What a training run leaves beside its last weights: the best evaluated checkpoint and the model cards."""
+"""What a training run saves besides its last weights: the best checkpoint by evaluation, and the model cards."""
 
 from __future__ import annotations
 
@@ -16,17 +16,18 @@ from openrlhf.utils.logging_utils import init_logger
 
 from openrlhf_gpm.checkpoints.card import write_model_card
 from openrlhf_gpm.config import GPMConfig
+from openrlhf_gpm.files import replace_directory
 
 logger = init_logger(__name__)
 
 BETTER = {"loss": ("eval_loss", -1), "acc": ("acc_mean", 1)}
-"""--gpm.save_best: the metric of the evaluation, and the sign that makes more of it better."""
+"""--gpm.save_best -> the metric of the evaluation, and 1 if higher is better, -1 if lower is."""
 
 
 class BestCheckpoint:
     """Keeps CKPT.OUTPUT_DIR/best: the weights of the best evaluation so far, with best.json and a model card.
 
-    Rank 0 decides and tells the others, because saving is a collective. The folder is replaced by a rename.
+    Rank 0 decides for all, because saving is collective. The folder is replaced by a rename.
     """
 
     def __init__(self, strategy: Any, tokenizer: Any, args: SimpleNamespace) -> None:
@@ -38,25 +39,21 @@ class BestCheckpoint:
         self.value: float | None = json.loads(record.read_text())[self.metric] if resumes else None
 
     def update(self, model: Any, metrics: dict[str, float], step: int) -> bool:
-        """Save `model` when `metrics` are the best so far; the same answer on every rank."""
+        """Save `model` if `metrics` are the best so far. Returns whether they are, the same on every rank."""
         decision = [self.value is None or self.sign * metrics[self.metric] > self.sign * self.value]
         if dist.is_initialized():
             dist.broadcast_object_list(decision, src=0)
         if not decision[0]:
             return False
         self.value = metrics[self.metric]
-        new, old = self.path.with_name(".best.new"), self.path.with_name(".best.old")
+        new = self.path.with_name(".best.new")  # the same on every rank
         if self.strategy.is_rank_0():
-            for left in (new, old):  # by a run that was killed while it saved
-                shutil.rmtree(left, ignore_errors=True)
+            shutil.rmtree(new, ignore_errors=True)  # left by a run that was killed while it saved
         self.strategy.save_model(model, self.tokenizer, str(new))
         if self.strategy.is_rank_0():
             (new / "best.json").write_text(json.dumps({"step": step, **metrics}, indent=2) + "\n")
             write_card(self.args, self.strategy._unwrap_model(model).config, metrics, new)
-            if self.path.exists():
-                self.path.rename(old)
-            new.rename(self.path)
-            shutil.rmtree(old, ignore_errors=True)
+            replace_directory(new, self.path)
             logger.info(f"best {self.args.gpm.save_best} so far, {self.value:.4f} at step {step}: {self.path}")
         return True
 

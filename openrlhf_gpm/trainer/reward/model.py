@@ -1,4 +1,4 @@
-"""Builds a GPM the way OpenRLHF builds its reward model: ZeRO-3 init, LoRA, 4-bit, MoE are upstream's."""
+"""Builds a GPM as OpenRLHF builds its reward model: ZeRO-3 init, LoRA, 4-bit and MoE are upstream's."""
 
 from __future__ import annotations
 
@@ -12,17 +12,16 @@ import torch
 from openrlhf.models import get_llm_for_sequence_regression
 from openrlhf.utils.logging_utils import init_logger
 from torch import nn
-from transformers import AutoConfig
 
-from openrlhf_gpm.config import GPMConfig
+from openrlhf_gpm.checkpoints.checkpoint import open_pretrained
 from openrlhf_gpm.models.gpm import make_gpm_class
-from openrlhf_gpm.trainer.reward.flags import config_from_flags
+from openrlhf_gpm.trainer.reward.flags import START, config_from_flags
 
 logger = init_logger(__name__)
 
 
 def model_builder(args: SimpleNamespace) -> Callable[..., nn.Module]:
-    """`get_llm_for_sequence_regression` for this run's arguments, with a GPM where the scalar reward model was."""
+    """`get_llm_for_sequence_regression` for this run's arguments, with a GPM in place of the scalar reward model."""
     return partial(build_gpm, args=args)
 
 
@@ -35,28 +34,28 @@ def build_gpm(
     """
     if model_type != "reward":
         return get_llm_for_sequence_regression(path, model_type, init_value_head=init_value_head, **kwargs)
-    stored = getattr(AutoConfig.from_pretrained(path), "gpm", None)
-    gpm = GPMConfig.from_dict(stored) if stored else config_from_flags(args)
-    if stored and init_value_head:
+    start = open_pretrained(path, START)
+    gpm = start.gpm if start.is_gpm else config_from_flags(args)
+    if start.is_gpm and init_value_head:
         logger.warning("%s is a GPM already: its own dim, gate, tau and format are kept, not those of --gpm.*", path)
     kwargs["value_head_prefix"] = "score"
     to_save = ["score", *(["gate"] if gpm.gated else []), *(["temperature"] if gpm.learn_tau else [])]
     model = get_llm_for_sequence_regression(
         path,
         model_type,
-        init_value_head=init_value_head and not stored,
+        init_value_head=init_value_head and not start.is_gpm,
         reward_model_class=_gpm_class,
         config_overrides={"gpm": gpm.to_dict(), "value_head_prefix": "score"},
         lora_modules_to_save=to_save,
         **kwargs,
     )
-    if init_value_head and not stored and gpm.gated:
+    if init_value_head and not start.is_gpm and gpm.gated:
         _zero_(model.gate.weight)
     return model
 
 
 def store_tau(model: Any) -> None:
-    """Write the value that a learnable tau has now into the model's config, where scoring reads it. Collective."""
+    """Write the current value of a learnable tau into the model's config, where scoring reads it. Collective."""
     if not model.config.gpm["learn_tau"]:
         return
     temperature = model.temperature
@@ -71,7 +70,7 @@ def _gpm_class(pretrained_class: type, trunk_class: type, _prefix: str, packing_
 
 
 def _zero_(weight: nn.Parameter) -> None:
-    """Every lambda starts equal. Under ZeRO-3 the weight is a shard and has to be gathered first."""
+    """Set the weight to 0, so that every lambda starts equal. Under ZeRO-3 it is a shard and is gathered first."""
     with (
         deepspeed.zero.GatheredParameters([weight], modifier_rank=0, enabled=hasattr(weight, "ds_id")),
         torch.no_grad(),

@@ -104,3 +104,10 @@ def test_a_bradley_terry_reward_with_another_tokenizer_is_refused(args, tmp_path
     run.reward.model_name_or_path = str(tmp_path / "bt")
     with pytest.raises(ValueError, match=r"another tokenizer .* --gpm\.head reward"):
         check_prompts(run)
+
+
+def test_prompts_that_the_policy_reads_cut_are_counted(args, caplog):
+    run = args([GOOD, {"prompt": "long " * 40}, *[GOOD] * 3], "--data.max_len", "60", "--rollout.max_new_tokens", "8")
+    with caplog.at_level("WARNING"):
+        check_prompts(run)
+    assert "1 of 5 prompts are longer than --data.max_len 60 less --rollout.max_new_tokens 8" in caplog.text
