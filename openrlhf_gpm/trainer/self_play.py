@@ -18,7 +18,8 @@ from types import SimpleNamespace
 from typing import Any
 
 from openrlhf_gpm import objectives
-from openrlhf_gpm.checkpoints.checkpoint import read_json, tensor_shapes
+from openrlhf_gpm.checkpoints.tensors import tensor_shapes
+from openrlhf_gpm.files import read_object
 from openrlhf_gpm.trainer.policy.resume import last_checkpoint
 from openrlhf_gpm.trainer.policy.run_state import check_flags, lock
 
@@ -77,7 +78,7 @@ def plan(flags: Sequence[str], passes: int, output: Path) -> list[Pass]:
 def unfinished(each: Pass) -> str | None:
     """Why the folder of a pass holds no whole model, or None; looks at config.json and the headers of the weights."""
     try:
-        read_json(each.folder / "config.json")
+        read_object(each.folder / "config.json", "the model was not saved")
         tensor_shapes(each.folder)
     except ValueError as error:
         return str(error)
