@@ -18,9 +18,10 @@ import torch
 from smollm2 import OUTPUTS, checkpoints, load_bt, load_gpm_fp32, random_group
 from timing import compare
 
-from openrlhf_gpm.samples.forest import shared_length
-from openrlhf_gpm.samples.formatting import Encoded, collate
-from openrlhf_gpm.scoring.scorer import TorchBackend
+from openrlhf_gpm.samples.batch import collate
+from openrlhf_gpm.samples.forest import forest_pays, shared_length
+from openrlhf_gpm.samples.formatting import Encoded
+from openrlhf_gpm.scoring.torch_backend import TorchBackend
 
 SHAPES = ((256, 64), (512, 64))  # prompt, response: where sharing pays
 FALLBACKS = ((16, 128), (64, 128), (64, 64))  # where little is shared; K = 2 and 8
@@ -82,7 +83,7 @@ def measure(
     assert (rewards() - v_full[:, 0]).abs().max() <= 1e-4 * scale, "the reward is not the GPM's first number"
 
     length = prompt + response
-    shares = shared.shares(group)
+    shares = forest_pays([group], by_length=True)
     used = prompt + k * response if shares else k * length
     assert shared_length(group) == prompt
     name = (f"{count} x " if count > 1 else "") + f"{prompt}/{response} K={k}" + ("" if shares else " (falls back)")

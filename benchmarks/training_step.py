@@ -21,8 +21,8 @@ from smollm2 import OUTPUTS, checkpoints, load_bt, load_gpm_fp32, random_group
 from timing import summarise
 
 from openrlhf_gpm.core import preference_loss, preference_score
+from openrlhf_gpm.samples.batch import collate
 from openrlhf_gpm.samples.forest import collate_forest
-from openrlhf_gpm.samples.formatting import collate
 
 ARMS = ("bt", "gpm", "gpm_shared")
 

@@ -18,7 +18,7 @@ from smollm2 import OUTPUTS, checkpoints, load_gpm_fp32, random_group
 from timing import compare
 
 from openrlhf_gpm.checkpoints.convert import convert
-from openrlhf_gpm.scoring.scorer import TorchBackend
+from openrlhf_gpm.scoring.torch_backend import TorchBackend
 from openrlhf_gpm.scoring.vllm_backend import VLLMBackend
 
 

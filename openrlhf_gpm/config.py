@@ -6,6 +6,13 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 FORMAT_VERSION = 1
+
+Message = dict[str, Any]
+"""One turn of a conversation: "role", "content", and what else a chat template reads."""
+
+Prompt = str | list[Message]
+"""A text, or the messages up to the response."""
+
 GATES = ("none", "softmax", "softmax_scaled", "softplus")
 CHOICES = {
     "head": ("embedding", "reward", "pairwise"),

@@ -21,11 +21,9 @@ from openrlhf_gpm.data.records import (
     BadRow,
     Comparison,
     Group,
-    Message,
     Pair,
     PairKeys,
     PreferenceGroup,
-    Prompt,
     RatedGroup,
 )
 from openrlhf_gpm.data.rows import read_rows
@@ -38,11 +36,9 @@ __all__ = [
     "BadRows",
     "Comparison",
     "Group",
-    "Message",
     "Pair",
     "PairKeys",
     "PreferenceGroup",
-    "Prompt",
     "RatedGroup",
     "Survey",
     "as_pairs",

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping
 from decimal import Decimal
 from typing import Any
 
-from openrlhf_gpm.data.records import BadRow, Message, Prompt
+from openrlhf_gpm.config import Message, Prompt
+from openrlhf_gpm.data.records import BadRow
 
 SHOWN = 40  # characters of a user's value in a message
 SHOWN_NAMES = 16  # columns

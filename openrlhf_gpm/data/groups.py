@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from itertools import combinations
 from typing import Any
 
+from openrlhf_gpm.config import Prompt
 from openrlhf_gpm.data.fields import (
     MAX_RESPONSES,
     comparison_of,
@@ -21,7 +22,7 @@ from openrlhf_gpm.data.fields import (
 from openrlhf_gpm.data.pairs import PAIR_FORMS, normalise_pair, pair_columns
 from openrlhf_gpm.data.prompts import group_prompt, with_system
 from openrlhf_gpm.data.ratings import is_rated, mean_ratings, normalise_rated
-from openrlhf_gpm.data.records import BadRow, Comparison, Group, PairKeys, PreferenceGroup, Prompt
+from openrlhf_gpm.data.records import BadRow, Comparison, Group, PairKeys, PreferenceGroup
 
 GROUP_FORM = 'a group is {"id": optional, "prompt": text or messages, "responses": [text, ...]}'
 GROUP_FORMS = (

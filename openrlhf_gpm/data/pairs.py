@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from openrlhf_gpm.config import Message, Prompt
 from openrlhf_gpm.data.fields import (
     comparison_of,
     names_of,
@@ -11,7 +12,7 @@ from openrlhf_gpm.data.fields import (
     split_response,
 )
 from openrlhf_gpm.data.prompts import prompt_column, with_system
-from openrlhf_gpm.data.records import BadRow, Message, Pair, PairKeys, Prompt
+from openrlhf_gpm.data.records import BadRow, Pair, PairKeys
 
 PAIR_FORMS = (
     "accepted forms: prompt/chosen/rejected as text or messages; chosen/rejected as whole conversations that differ "

@@ -4,8 +4,9 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from openrlhf_gpm.config import Prompt
 from openrlhf_gpm.data.fields import names_of, prompt_of, text_of
-from openrlhf_gpm.data.records import BadRow, PairKeys, Prompt
+from openrlhf_gpm.data.records import BadRow, PairKeys
 
 
 def prompt_column(row: Mapping[str, Any], keys: PairKeys) -> str | None:

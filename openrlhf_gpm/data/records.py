@@ -7,8 +7,7 @@ A *group* is one prompt with its K responses; a *pair* is a group of two. A prom
 from dataclasses import dataclass
 from typing import Any
 
-Message = dict[str, Any]
-Prompt = str | list[Message]
+from openrlhf_gpm.config import Prompt
 
 
 class BadRow(ValueError):

@@ -7,7 +7,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
-from openrlhf_gpm.data.records import Comparison, Message, PreferenceGroup, Prompt
+from openrlhf_gpm.config import Message, Prompt
+from openrlhf_gpm.data.records import Comparison, PreferenceGroup
 
 
 def to_row(group: PreferenceGroup) -> dict[str, Any]:

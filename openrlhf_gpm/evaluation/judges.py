@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from openrlhf_gpm import core
-from openrlhf_gpm.samples.formatting import Prompt, pair_text
+from openrlhf_gpm.config import Prompt
+from openrlhf_gpm.samples.formatting import pair_text
 
 if TYPE_CHECKING:
     from openrlhf_gpm.scoring.scorer import GPM, GroupLike

@@ -20,7 +20,7 @@ from torch import Tensor
 from openrlhf_gpm.samples.formatting import Encoded
 
 MAX_SHARE = 0.9
-"""Groups are read as trees where these have at most this share of the tokens that they have otherwise."""
+"""Use a forest only where it has at most this share of the tokens of encoding every sample in full."""
 
 KEY_COST = 1 / 8
 """Memory of a key in attention over that of a token in the linear layers, roughly."""
@@ -165,11 +165,16 @@ def sample_places(groups: Sequence[Sequence[Encoded]]) -> list[tuple[Tensor, Ten
     return list(zip(prefixes, places[len(groups) :], strict=True))
 
 
-def forest_pays(groups: Sequence[Sequence[Encoded]], full: int) -> bool:
-    """Whether groups have enough fewer tokens as trees than the `full` tokens that they have otherwise."""
-    tokens = sum(len(e.input_ids) for group in groups for e in group)
-    tokens -= sum((len(group) - 1) * shared_length(group) for group in groups)
-    return tokens <= MAX_SHARE * full
+def forest_pays(groups: Sequence[Sequence[Encoded]], by_length: bool = False) -> bool:
+    """Whether a forest of these groups, none empty, saves enough tokens (`MAX_SHARE`).
+
+    It is compared with one padded batch of all samples; by_length: with batches of samples of similar length, which
+    have next to no padding.
+    """
+    lengths = [len(sample.input_ids) for group in groups for sample in group]
+    forest = sum(lengths) - sum((len(group) - 1) * shared_length(group) for group in groups)
+    full = sum(lengths) if by_length else len(lengths) * max(lengths)
+    return forest <= MAX_SHARE * full
 
 
 def forest_batches(groups: Sequence[Sequence[Encoded]], batch_tokens: int) -> Iterator[list[tuple[int, range]]]:

@@ -8,12 +8,7 @@ from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from openrlhf_gpm.config import CHOICES, GPMConfig, check_input_template
-
-Prompt = str | list[dict[str, Any]]
+from openrlhf_gpm.config import CHOICES, GPMConfig, Prompt, check_input_template
 
 FIRST, SECOND = "[RESPONSE A]", "[RESPONSE B]"
 
@@ -172,24 +167,3 @@ def pair_text(first: str, second: str) -> str:
     Its reward r(x, first, second) says how well the first does against the second. Swapping them gives another text.
     """
     return f"{FIRST}\n{first}\n{SECOND}\n{second}"
-
-
-def collate(encoded: list[Encoded], pad_token_id: int, side: str = "left") -> dict[str, Tensor]:
-    """Pad B samples to the longest, T: LongTensors input_ids (B, T), attention_mask (B, T), prompt_lens (B,)."""
-    if side not in ("left", "right"):
-        raise ValueError(f"side must be 'left' or 'right', got {side!r}")
-    rows = [torch.tensor(e.input_ids, dtype=torch.long) for e in encoded]
-
-    def pad(rows: list[Tensor], value: int) -> Tensor:
-        return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=value, padding_side=side)
-
-    return {
-        "input_ids": pad(rows, pad_token_id),
-        "attention_mask": pad([torch.ones_like(row) for row in rows], 0),
-        "prompt_lens": torch.tensor([e.prompt_len for e in encoded], dtype=torch.long),
-    }
-
-
-def padded_tokens(encoded: list[Encoded]) -> int:
-    """Tokens of the batch that `collate` makes, padding included."""
-    return len(encoded) * max(len(e.input_ids) for e in encoded)

@@ -6,8 +6,6 @@ from is a backend's affair: `torch_backend.py` or `vllm_backend.py`.
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import groupby
-from operator import itemgetter
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -15,16 +13,14 @@ from torch import Tensor
 
 from openrlhf_gpm import core
 from openrlhf_gpm.checkpoints.checkpoint import load_gpm, read_gpm_config, read_tokenizer
-from openrlhf_gpm.config import GPMConfig
-from openrlhf_gpm.samples.forest import forest_pays
-from openrlhf_gpm.samples.formatting import Encoded, Formatter, Prompt, padded_tokens, pair_text
+from openrlhf_gpm.config import GPMConfig, Prompt
+from openrlhf_gpm.samples.batch import encode_all
+from openrlhf_gpm.samples.formatting import Encoded, Formatter, pair_text
 from openrlhf_gpm.scoring.torch_backend import (
     BATCH_TOKENS,
     Backend,
     TorchBackend,
     check_share_prompt,
-    embed_encoded,
-    embed_forest,
     group_rows,
     pick_device,
 )
@@ -54,30 +50,6 @@ def load_formatter(path: str | os.PathLike[str]) -> Formatter:
     """The formatter that a checkpoint was trained with. Raises ValueError as `load_gpm` does."""
     config = read_gpm_config(path)
     return Formatter.from_config(read_tokenizer(path), config)
-
-
-def embed_batch(
-    model: Any,
-    formatter: Formatter,
-    prompts: Sequence[Prompt],
-    responses: Sequence[str],
-    device: torch.device | str,
-    share_prompt: bool = False,
-) -> tuple[Tensor, Tensor]:
-    """One model call on B (prompt, response) pairs -> embeddings (B, 2k) and gates (B, k), fp32 on the CPU.
-
-    share_prompt: neighbours with the same prompt are a group, whose shared tokens come once where that costs less;
-    the trunk must allow it (`forest_obstacle`). One call in any case, so that ranks which choose differently
-    still meet in every layer under ZeRO-3. `model` may be wrapped (DeepSpeed); its train or eval mode is the caller's.
-    The caller bounds B. Raises ValueError where the formatter rejects a pair.
-    """
-    samples = _encode(formatter, prompts, responses)
-    if share_prompt:
-        runs = groupby(zip(prompts, samples, strict=True), key=itemgetter(0))
-        groups = [[sample for _, sample in run] for _, run in runs]
-        if forest_pays(groups, padded_tokens(samples)):
-            return embed_forest(model, groups, device)
-    return embed_encoded(model, samples, formatter.pad_token_id, device)
 
 
 def group_result(v: Tensor, gate: Tensor | None, tau: float) -> dict[str, Any]:
@@ -190,7 +162,7 @@ class GPM:
 
         Each pair is a group of its own. With head "pairwise" a response is what `pair_text` makes of two.
         """
-        return self.backend.embed_groups([[e] for e in _encode(self.formatter, prompts, responses)])
+        return self.backend.embed_groups([[e] for e in encode_all(self.formatter, prompts, responses)])
 
     def score(self, prompt: Prompt, responses: Sequence[str], id: Any = None) -> dict[str, Any]:
         """Compare K responses to one prompt.
@@ -258,9 +230,3 @@ def sample_texts(config: GPMConfig, responses: Sequence[str]) -> list[str]:
     if config.head != "pairwise":
         return list(responses)
     return [pair_text(a, b) for i, a in enumerate(responses) for j, b in enumerate(responses) if i != j]
-
-
-def _encode(formatter: Formatter, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[Encoded]:
-    if len(prompts) != len(responses):
-        raise ValueError(f"{len(prompts)} prompts but {len(responses)} responses: give one prompt per response")
-    return [formatter.encode(prompt, response) for prompt, response in zip(prompts, responses, strict=True)]

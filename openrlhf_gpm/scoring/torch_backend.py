@@ -1,7 +1,7 @@
 """From groups of encoded samples to embeddings and gates: what a backend is, and the one that runs the model here."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import accumulate, pairwise
 from typing import Any, Protocol
 
@@ -10,16 +10,14 @@ from torch import Tensor
 
 from openrlhf_gpm.config import GPMConfig
 from openrlhf_gpm.models.trunks import forest_obstacle, sliding_window
-from openrlhf_gpm.samples.batch import length_batches
-from openrlhf_gpm.samples.forest import collate_forest, forest_batches, forest_pays, gate_sample
-from openrlhf_gpm.samples.formatting import Encoded, collate
+from openrlhf_gpm.samples.batch import GroupBatch, collate_groups, plan_batches
+from openrlhf_gpm.samples.forest import gate_sample
+from openrlhf_gpm.samples.formatting import Encoded
 
 logger = logging.getLogger(__name__)
 
 BATCH_TOKENS = 16384
 SHARE_PROMPT = ("auto", "off")
-
-Sample = tuple[int, int]  # group, and which of its samples
 
 
 class Backend(Protocol):
@@ -39,22 +37,14 @@ class Backend(Protocol):
 
 
 @torch.no_grad()
-def embed_encoded(
-    model: Any, encoded: list[Encoded], pad_token_id: int, device: torch.device | str
-) -> tuple[Tensor, Tensor]:
-    """One model call on B encoded samples -> embeddings (B, 2k) and gates (B, k), fp32 on the CPU."""
-    batch = {name: tensor.to(device) for name, tensor in collate(encoded, pad_token_id).items()}
-    v, gate = model(**batch)
-    return v.float().cpu(), gate.float().cpu()
+def embed_batch(model: Any, batch: GroupBatch, device: torch.device | str) -> tuple[Tensor, Tensor]:
+    """One model call on G groups of N samples -> v (N, 2k) in order and one gate per group (G, k), fp32 on the CPU.
 
-
-@torch.no_grad()
-def embed_forest(model: Any, groups: Sequence[Sequence[Encoded]], device: torch.device | str) -> tuple[Tensor, Tensor]:
-    """As `embed_encoded`, the samples given by group: one model call in which a group's shared tokens come once."""
-    batch = {name: value.to(device) for name, value in collate_forest(groups).items()}
-    v, gate = model(**batch)
-    sizes = torch.tensor([len(group) for group in groups], device=gate.device)
-    return v.float().cpu(), gate.repeat_interleave(sizes, dim=0).float().cpu()
+    `model` may be wrapped (DeepSpeed); its train or eval mode is the caller's.
+    """
+    inputs = {name: value.to(device) for name, value in batch.inputs.items()}
+    v, gate = model(**inputs)
+    return v.float().cpu(), gate.float().cpu()[batch.gate_at]
 
 
 class TorchBackend:
@@ -103,34 +93,14 @@ class TorchBackend:
         gate = torch.ones(len(groups), self.config.k)
         rows = group_rows(groups)
         readers = [gate_sample(group) if group else None for group in groups]
-        for samples, (v_pass, gate_pass) in self._passes(groups):
-            v[[rows[g][i] for g, i in samples]] = v_pass
-            for row, (g, i) in enumerate(samples):
-                if i == readers[g]:
-                    gate[g] = gate_pass[row]
+        for parts, share in plan_batches(groups, self.batch_tokens, self.share_prompt == "auto", self.longest_shared):
+            batch = collate_groups([[groups[g][i] for i in which] for g, which in parts], self.pad_token_id, share)
+            v_batch, gate_batch = embed_batch(self.model, batch, self.device)
+            v[[rows[g][i] for g, which in parts for i in which]] = v_batch
+            for (g, which), gate_part in zip(parts, gate_batch, strict=True):
+                if readers[g] in which:  # a group that is too large comes in several parts
+                    gate[g] = gate_part
         return v, gate
-
-    def _passes(self, groups: Sequence[Sequence[Encoded]]) -> Iterator[tuple[list[Sample], tuple[Tensor, Tensor]]]:
-        """Samples, and their embeddings and gates, until all groups are through."""
-        shared = [g for g, group in enumerate(groups) if self.shares(group)]
-        for trees in forest_batches([groups[g] for g in shared], self.batch_tokens):
-            members = [[(shared[n], i) for i in which] for n, which in trees]
-            encoded = [[groups[g][i] for g, i in tree] for tree in members]
-            yield [sample for tree in members for sample in tree], embed_forest(self.model, encoded, self.device)
-
-        whole = [(g, i) for g in sorted(set(range(len(groups))) - set(shared)) for i in range(len(groups[g]))]
-        for batch in length_batches([len(groups[g][i].input_ids) for g, i in whole], self.batch_tokens):
-            samples = [whole[n] for n in batch]
-            rows = [groups[g][i] for g, i in samples]
-            yield samples, embed_encoded(self.model, rows, self.pad_token_id, self.device)
-
-    def shares(self, group: Sequence[Encoded]) -> bool:
-        """Whether the group's common prefix is computed once."""
-        if self.share_prompt == "off" or len(group) < 2:
-            return False
-        if self.longest_shared is not None and max(len(e.input_ids) for e in group) > self.longest_shared:
-            return False
-        return forest_pays([group], sum(len(e.input_ids) for e in group))
 
 
 def pick_device(device: torch.device | str | None) -> torch.device:

@@ -1,4 +1,4 @@
-"""Where groups are read as trees: the backend's choice, and the trunks that do not allow it."""
+"""Which trunks read forests, and that a backend encodes the others in full."""
 
 import logging
 
@@ -64,18 +64,6 @@ def test_the_prompt_is_computed_once_a_group(gpm):
     ]
     assert tokens_computed(gpm, TorchBackend(gpm, pad_token_id=2), many) == 2 * (40 + 8 * 2)
     assert tokens_computed(gpm, TorchBackend(gpm, pad_token_id=2, share_prompt="off"), many) == 2 * 8 * 42
-
-
-def test_a_batch_takes_padding_of_unlike_responses_for_no_gain(gpm):
-    """In full, samples of like length share a batch, so a long and a short one are not padded."""
-    assert not TorchBackend(gpm).shares(group([7], [8] * 100, [9] * 5))
-
-
-def test_a_group_that_saves_little_is_encoded_in_full(gpm):
-    backend = TorchBackend(gpm, pad_token_id=2)
-    assert not backend.shares(group([7, 8, 9], list(range(60, 90)), list(range(90, 120))))  # 3 of 66
-    assert backend.shares(group(range(20, 50), [60, 61], [70, 71]))
-    assert not backend.shares(group(range(20, 50), [60, 61]))
 
 
 # Trunks that do not allow it
@@ -163,8 +151,8 @@ def test_samples_longer_than_a_sliding_window_are_encoded_in_full(new_gpm):
     assert sliding_window(new_gpm("llama").config) is None
     backend = TorchBackend(model, pad_token_id=2)
     short, long = group([30, 31], [40, 41], [42]), group([30, 31, 32], [40, 41], [42])
-    assert backend.shares(short)
-    assert not backend.shares(long)
+    assert tokens_computed(model, backend, [short]) == 5
+    assert tokens_computed(model, backend, [long]) == 2 * 5
     for got, expected in zip(backend.embed_groups([long, short]), one_by_one(model, [long, short]), strict=True):
         torch.testing.assert_close(got, expected, atol=1e-5, rtol=0)
 

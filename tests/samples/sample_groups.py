@@ -2,8 +2,8 @@
 
 import torch
 
+from openrlhf_gpm.samples.batch import collate
 from openrlhf_gpm.samples.formatting import Encoded
-from openrlhf_gpm.scoring.torch_backend import embed_encoded
 
 
 def group(prompt, *responses, prompt_lens=None):
@@ -12,9 +12,10 @@ def group(prompt, *responses, prompt_lens=None):
     return [Encoded([*prompt, *own], n) for own, n in zip(responses, lens, strict=True)]
 
 
+@torch.no_grad()
 def one_by_one(model, groups):
     """Every sample alone, without padding or neighbour -> v (N, 2k), and the gates (G, k) of the fullest prompts."""
-    results = [[embed_encoded(model, [e], 2, "cpu") for e in g] for g in groups]
+    results = [[model(**collate([e], 2)) for e in g] for g in groups]
     fullest = [max(range(len(g)), key=lambda i: g[i].prompt_len) for g in groups]
     v = torch.cat([v for g in results for v, _ in g])
     return v, torch.cat([g[i][1] for g, i in zip(results, fullest, strict=True)])

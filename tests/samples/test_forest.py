@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from sample_groups import group, one_by_one
 
 from openrlhf_gpm.models.inputs import packed_inputs, padded_inputs
+from openrlhf_gpm.samples.batch import collate
 from openrlhf_gpm.samples.forest import (
     KEY_COST,
     collate_forest,
@@ -15,7 +16,7 @@ from openrlhf_gpm.samples.forest import (
     sample_places,
     shared_length,
 )
-from openrlhf_gpm.samples.formatting import Encoded, collate
+from openrlhf_gpm.samples.formatting import Encoded
 
 # By hand
 
@@ -109,11 +110,17 @@ def test_padding_at_most_doubles_what_attention_reads(shapes):
         assert len(forest.keys) <= 2 * real + 2 * 31 * rows
 
 
-def test_a_tree_pays_where_it_has_a_tenth_fewer_tokens():
-    assert not forest_pays([group([7], [1, 2, 3, 4, 5], [2, 3, 4, 5, 6])], 12)  # 11
-    assert forest_pays([group([7, 8], [1, 2, 3, 4], [2, 3, 4, 5])], 12)  # 10
-    assert not forest_pays([group(range(50), [1])], 51)
-    assert forest_pays([group([7], [1]), group([7], [1] * 9)], 20)  # nothing is shared, but no padding either: 12
+def test_a_forest_pays_where_it_has_a_tenth_fewer_tokens():
+    assert not forest_pays([group([7], [1, 2, 3, 4, 5], [2, 3, 4, 5, 6])])  # 11 of 12
+    assert forest_pays([group([7, 8], [1, 2, 3, 4], [2, 3, 4, 5])])  # 10 of 12
+    assert not forest_pays([group(range(50), [1])])
+    assert forest_pays([group([7], [1]), group([7], [1] * 9)])  # nothing is shared, but no padding either: 12 of 20
+
+
+def test_against_batches_by_length_padding_counts_for_nothing():
+    unlike = [group([7], [8] * 100, [9] * 5)]  # 106 tokens, of 202 with padding and 107 without
+    assert forest_pays(unlike)
+    assert not forest_pays(unlike, by_length=True)
 
 
 def test_a_prompt_outside_its_sample_is_refused():

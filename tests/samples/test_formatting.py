@@ -1,12 +1,11 @@
 from itertools import takewhile
 
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from openrlhf_gpm.config import GPMConfig
-from openrlhf_gpm.samples.formatting import Encoded, Formatter, collate, pair_text
+from openrlhf_gpm.samples.formatting import Formatter, pair_text
 
 MULTI_TURN = [
     {"role": "system", "content": "Be brief."},
@@ -312,16 +311,3 @@ def test_the_checkpoints_config_makes_the_formatter_it_was_trained_with(plain_to
 def test_the_padding_id_is_the_eos_where_there_is_no_padding_token(chat_tokenizer, new_tokenizer):
     assert Formatter(chat_tokenizer, chat_template=True).pad_token_id == 2
     assert Formatter(new_tokenizer(pad=False), chat_template=True).pad_token_id == 1
-
-
-def test_collate_by_hand_on_both_sides():
-    encoded = [Encoded([5, 6, 7], 2), Encoded([8], 1)]
-    left, right = collate(encoded, 0), collate(encoded, 0, side="right")
-    assert left["input_ids"].tolist() == [[5, 6, 7], [0, 0, 8]]
-    assert left["attention_mask"].tolist() == [[1, 1, 1], [0, 0, 1]]
-    assert right["input_ids"].tolist() == [[5, 6, 7], [8, 0, 0]]
-    assert right["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
-    assert left["prompt_lens"].tolist() == right["prompt_lens"].tolist() == [2, 1]
-    assert all(tensor.dtype == torch.long for tensor in left.values())
-    with pytest.raises(ValueError, match="side"):
-        collate(encoded, 0, side="middle")

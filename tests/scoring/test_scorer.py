@@ -1,15 +1,14 @@
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 import openrlhf_gpm
 from openrlhf_gpm import core
 from openrlhf_gpm.checkpoints.checkpoint import load_gpm, save_gpm
 from openrlhf_gpm.data import Group
-from openrlhf_gpm.samples.batch import length_batches
+from openrlhf_gpm.samples.batch import collate_groups, encode_groups, plan_batches
 from openrlhf_gpm.samples.formatting import Formatter, pair_text
-from openrlhf_gpm.scoring.scorer import GPM, embed_batch, group_result, load_formatter, pairwise_result
+from openrlhf_gpm.scoring.scorer import GPM, group_result, load_formatter, pairwise_result
+from openrlhf_gpm.scoring.torch_backend import embed_batch
 
 CHAT = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello"}]
 GROUPS = [
@@ -83,11 +82,13 @@ def test_score_has_the_keys_and_shapes_of_the_contract(gpm):
     assert sum(result["win_rates"]) == pytest.approx(2)
 
 
-def test_score_is_embed_batch_and_the_formulas_of_core(gpm):
+def test_score_is_one_call_of_the_model_and_the_formulas_of_core(gpm):
+    """The Ray actor's way: neighbours with one prompt, padded."""
     prompt, responses = GROUPS[0].prompt, GROUPS[0].responses
     result = gpm.score(prompt, responses)
-    v, gate = embed_batch(gpm.model, gpm.formatter, [prompt] * 4, responses, "cpu")
-    scores = core.group_scores(v, gate, gpm.config.tau)
+    batch = collate_groups(encode_groups(gpm.formatter, [prompt] * 4, responses), 2, share=False)
+    v, gate = embed_batch(gpm.model, batch, "cpu")
+    scores = core.group_scores(v, gate[0], gpm.config.tau)
     torch.testing.assert_close(torch.tensor(result["embeddings"]), v, atol=1e-6, rtol=0)
     torch.testing.assert_close(torch.tensor(result["gate"]), gate[0], atol=1e-6, rtol=0)
     torch.testing.assert_close(torch.tensor(result["scores"]), scores, atol=1e-5, rtol=0)
@@ -114,7 +115,8 @@ def test_results_do_not_depend_on_batching_and_keep_their_order(gpm, gpm_checkpo
 
 def test_sharing_the_prompt_or_not_gives_the_same_results(gpm, gpm_checkpoint):
     off = GPM.from_pretrained(gpm_checkpoint, device="cpu", share_prompt="off")
-    assert any(gpm.backend.shares([gpm.formatter.encode(g.prompt, r) for r in g.responses]) for g in GROUPS)
+    groups = [[gpm.formatter.encode(g.prompt, r) for r in g.responses] for g in GROUPS]
+    assert any(share for _, share in plan_batches(groups, 1000, share=True))
     for shared, full in zip(gpm.score_groups(GROUPS), off.score_groups(GROUPS), strict=True):
         for name in ("embeddings", "gate", "scores"):
             torch.testing.assert_close(torch.tensor(shared[name]), torch.tensor(full[name]), atol=1e-5, rtol=0)
@@ -134,9 +136,7 @@ def test_a_reward_head_gives_bradley_terry_scores(new_gpm, chat_tokenizer):
     result = gpm.score("Hello, how are you?", ["Fine.", "No.", "Seven."])
     v = torch.tensor(result["embeddings"])
     assert torch.equal(v[:, 1], torch.ones(3))
-    reward = [
-        embed_batch(model, gpm.formatter, ["Hello, how are you?"], [r], "cpu")[0][0, 0] for r in ("Fine.", "No.")
-    ]
+    reward = [gpm.embed(["Hello, how are you?"], [r])[0][0, 0] for r in ("Fine.", "No.")]
     assert result["scores"][0][1] == pytest.approx(float(reward[0] - reward[1]) / 0.5, abs=1e-4)
     assert result["gate"] is None
 
@@ -227,31 +227,6 @@ def test_the_cpu_default_is_fp32_and_another_dtype_can_be_asked_for(new_gpm, cha
     assert GPM.from_pretrained(tmp_path / "gpm").device.type == ("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def test_embed_batch_shares_prompts_in_one_call_and_gives_the_same(new_gpm, chat_tokenizer):
-    """The Ray actor's way: neighbours with one prompt are one row of the batch."""
-    model = new_gpm(dim=6, gate="softplus")
-    formatter = Formatter(chat_tokenizer, chat_template=True)
-    prompts = ["Name a prime, and tell me why it is one."] * 3 + ["Hello, how are you today?"] * 2
-    responses = ["7", "Nine.", "Two is one.", "Fine.", ""]
-    shapes = []
-    model.model.register_forward_pre_hook(
-        lambda _, __, kwargs: shapes.append(kwargs["input_ids"].shape), with_kwargs=True
-    )
-    full = embed_batch(model, formatter, prompts, responses, "cpu")
-    shared = embed_batch(model, formatter, prompts, responses, "cpu", share_prompt=True)
-    assert [shape[0] for shape in shapes] == [5, 1]
-    for one, other in zip(shared, full, strict=True):
-        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
-
-
-def test_embed_batch_leaves_no_graph_and_the_models_mode_alone(new_gpm, chat_tokenizer):
-    model = new_gpm().train()
-    v, gate = embed_batch(model, Formatter(chat_tokenizer, chat_template=True), ["Hello"], ["Fine."], "cpu")
-    assert model.training
-    assert not v.requires_grad
-    assert (v.dtype, gate.dtype) == (torch.float32, torch.float32)
-
-
 def test_gpm_is_the_packages_public_name():
     assert openrlhf_gpm.GPM is GPM
     with pytest.raises(AttributeError, match="no attribute 'GPX'"):
@@ -296,20 +271,3 @@ def test_a_checkpoint_without_a_tokenizer_is_an_error(new_gpm, tmp_path):
     load_gpm(tmp_path)
     with pytest.raises(ValueError, match="holds no tokenizer"):
         load_formatter(tmp_path)
-
-
-# Batches
-
-
-def test_batches_by_hand():
-    assert length_batches([3, 10, 4, 1], batch_tokens=10) == [[1], [2, 0], [3]]
-    assert length_batches([3, 3, 3], batch_tokens=6) == [[0, 1], [2]]
-    assert length_batches([], batch_tokens=6) == []
-
-
-@given(st.lists(st.integers(1, 50), max_size=40), st.integers(1, 120))
-def test_batches_hold_every_sample_once_within_the_budget(lengths, budget):
-    batches = length_batches(lengths, budget)
-    assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))
-    for batch in batches:
-        assert len(batch) == 1 or len(batch) * max(lengths[i] for i in batch) <= budget

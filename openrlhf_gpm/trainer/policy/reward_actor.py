@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import ray
+import torch
 from deepspeed.accelerator import get_accelerator
 from openrlhf.trainer.ray.launcher import BaseRewardModelActor
 from openrlhf.utils.logging_utils import init_logger
@@ -12,8 +13,9 @@ from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer
 
 from openrlhf_gpm.config import GPMConfig
+from openrlhf_gpm.samples.batch import collate_groups, encode_groups
 from openrlhf_gpm.samples.formatting import Formatter
-from openrlhf_gpm.scoring.scorer import embed_batch
+from openrlhf_gpm.scoring.torch_backend import embed_batch
 from openrlhf_gpm.trainer.checkpoint_checks import training_forest_obstacle
 from openrlhf_gpm.trainer.policy.rows import pack_rows
 
@@ -39,10 +41,12 @@ class BaseGPMRewardActor(BaseRewardModelActor):
     def forward(self, prompts: list[Any], responses: list[str]) -> Tensor:
         """One micro-batch of B (prompt, response) -> (B, 3k) fp32, see `pack_rows`."""
         device = get_accelerator().current_device_name()
-        embedding, gate = embed_batch(
-            self.model, self.formatter, prompts, responses, device, share_prompt=self.share_prompt
-        )
-        return pack_rows(embedding, gate, self.config.tau)
+        groups = encode_groups(self.formatter, prompts, responses)
+        # One call in any case: ranks that share the prompt and ranks that do not still meet in every layer of ZeRO-3.
+        batch = collate_groups(groups, self.formatter.pad_token_id, self.share_prompt)
+        embedding, gate = embed_batch(self.model, batch, device)
+        sizes = torch.tensor([len(group) for group in groups])
+        return pack_rows(embedding, gate.repeat_interleave(sizes, dim=0), self.config.tau)
 
 
 GPMRewardActor = ray.remote(num_gpus=1)(BaseGPMRewardActor)

@@ -15,8 +15,9 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from openrlhf_gpm.data import BadRows, Comparison, PairKeys, merge_prompts, normalise_preference, split_by_prompt
-from openrlhf_gpm.samples.forest import collate_forest, forest_pays, gate_sample, sample_places
-from openrlhf_gpm.samples.formatting import Encoded, Formatter, collate, padded_tokens, pair_text
+from openrlhf_gpm.samples.batch import collate_groups
+from openrlhf_gpm.samples.forest import sample_places
+from openrlhf_gpm.samples.formatting import Encoded, Formatter, pair_text
 from openrlhf_gpm.trainer.reward.flags import model_config, share_prompt_obstacle
 
 logger = init_logger(__name__)
@@ -80,19 +81,11 @@ class GPMRewardDataset(Dataset):
         `names`: G.
         """
         groups = [row.samples for row in rows]
-        samples = [sample for group in groups for sample in group]
-        sizes = torch.tensor([len(group) for group in groups])
-        starts = sizes.cumsum(0) - sizes
         counts = torch.tensor([len(row.comparisons) for row in rows])
         comparisons = [comparison for row in rows for comparison in row.comparisons]
-        shift = starts.repeat_interleave(counts)
-
-        if self.share_prompt and forest_pays(groups, padded_tokens(samples)):
-            inputs = collate_forest(groups)
-            gate = torch.arange(len(rows))
-        else:
-            inputs = collate(samples, self.formatter.pad_token_id)
-            gate = starts + torch.tensor([gate_sample(group) for group in groups])
+        batch = collate_groups(groups, self.formatter.pad_token_id, self.share_prompt)
+        inputs = batch.inputs
+        shift = batch.starts.repeat_interleave(counts)
         first = shift + torch.tensor([comparison.first for comparison in comparisons])
         second = shift + torch.tensor([comparison.second for comparison in comparisons])
         label = torch.tensor([comparison.label for comparison in comparisons], dtype=torch.float32)
@@ -103,7 +96,7 @@ class GPMRewardDataset(Dataset):
             "inputs": inputs,
             "first": first,
             "second": second,
-            "gate": gate.repeat_interleave(counts),
+            "gate": batch.gate_at.repeat_interleave(counts),
             "label": label,
             "margin": torch.tensor([comparison.margin for comparison in comparisons], dtype=torch.float32),
             "log_odds": torch.tensor(
