@@ -11,11 +11,14 @@ from transformers import AttentionInterface, AttentionMaskInterface, AutoModel, 
 from transformers.cache_utils import get_layer_types_and_kwargs
 from transformers.masking_utils import sdpa_mask
 
-from openrlhf_gpm.models.attention.sdpa import FOREST_ATTENTION
+from openrlhf_gpm.models.attention.choose import FLASH_FORESTS, FORESTS
 
 LAYERS = {"full_attention", "sliding_attention"}
-SDPA = {"sdpa", FOREST_ATTENTION}
+SDPA = {"sdpa", FORESTS["sdpa"]}
+FLASH = {*FLASH_FORESTS, *FLASH_FORESTS.values()}
 PROBE = "forest_probe"
+UNREAD = {"softcap": "a soft cap", "s_aux": "attention sinks"}
+"""Keyword arguments of attention that neither kernel for forests reads."""
 
 
 def trunk_class(config: PretrainedConfig) -> Any:
@@ -27,13 +30,13 @@ def trunk_class(config: PretrainedConfig) -> Any:
 
 
 def use_forest_attention(trunk: Any) -> None:
-    """Give a trunk that uses "sdpa" the attention that reads forests too. Raises ValueError where it cannot."""
-    if trunk.config._attn_implementation == FOREST_ATTENTION:
+    """Give a trunk of sdpa or flash attention the same that reads forests too. Raises ValueError where it cannot."""
+    if trunk.config._attn_implementation in FORESTS.values():
         return
     obstacle = forest_obstacle(trunk.config)
     if obstacle:
         raise ValueError(f"{type(trunk).__name__} reads no forest: {obstacle}")
-    trunk.set_attn_implementation(FOREST_ATTENTION)
+    trunk.set_attn_implementation(FORESTS[trunk.config._attn_implementation])
 
 
 def forest_obstacle(config: PretrainedConfig) -> str | None:
@@ -51,17 +54,21 @@ def forest_obstacle(config: PretrainedConfig) -> str | None:
     if getattr(text, "alibi", False):
         return "its attention looks at places in the row (ALiBi), not at positions"
     attention = config._attn_implementation
-    if attention is None or attention in SDPA:
+    if attention is None or attention in SDPA | FLASH:
+        config = deepcopy(config)
+        if attention in FLASH:
+            config._attn_implementation = "eager"  # so that it can be built where the package or the GPU is missing
         with torch.device("meta"):
-            trunk = trunk_class(config)(deepcopy(config))
-        attention = trunk.config._attn_implementation
-        if attention in SDPA and trunk._can_set_attn_implementation():
-            return _obstacle_in(trunk)
-    return f"its attention ({attention}) is not the sdpa of transformers' AttentionInterface"
+            trunk = trunk_class(config)(config)
+        if attention not in FLASH:
+            attention = trunk.config._attn_implementation  # transformers may have taken another
+        if attention in SDPA | FLASH and trunk._can_set_attn_implementation():
+            return _obstacle_in(trunk, attention)
+    return f"its attention ({attention}) is not the sdpa or flash attention of transformers' AttentionInterface"
 
 
-def _obstacle_in(trunk: Any) -> str | None:
-    """What keeps a trunk on the meta device, which is of no use afterwards, from reading forests."""
+def _obstacle_in(trunk: Any, attention: str) -> str | None:
+    """What keeps a trunk from reading forests. It is on the meta device, and of no use afterwards."""
     if getattr(trunk, "_is_stateful", False):
         return "its layers are recurrent"
     if any(getattr(module, "is_causal", True) is False for module in trunk.get_decoder().modules()):
@@ -75,8 +82,11 @@ def _obstacle_in(trunk: Any) -> str | None:
     try:
         trunk(ids, position_ids=ids, attention_mask=mask, use_cache=False, forest="here")
     except _Asked as asked:
-        if asked.args == (True,):
+        arrived, ignored = asked.args
+        if arrived and (not ignored or attention in SDPA):  # sdpa ignores these in full encoding as well
             return None
+        if arrived:
+            return f"its flash attention has {ignored}, which is not implemented for forests"
     except RuntimeError as error:  # it needs a number before its first attention, and the meta device has none
         return f"it cannot be asked without weights ({type(error).__name__}: {error})"
     return "its attention is not told which tokens belong together"
@@ -89,7 +99,9 @@ class _Asked(Exception):
 def _answer(
     module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
 ) -> tuple[Tensor, None]:
-    raise _Asked("forest" in kwargs and attention_mask is not None and attention_mask.numel() == 1)
+    ignored = [text for name, text in UNREAD.items() if kwargs.get(name) is not None]
+    arrived = "forest" in kwargs and attention_mask is not None and attention_mask.numel() == 1
+    raise _Asked(arrived, " and ".join(ignored))
 
 
 AttentionInterface.register(PROBE, _answer)

@@ -1,67 +1,20 @@
-"""transformers' "sdpa" attention that also reads a forest (`samples/forest.py`), part by part.
-
-A forest travels as a keyword argument of the trunk, which hands those on to its attention, with a mask of one element
-that keeps transformers from making one. `models/trunks.py` knows the trunks that do not.
-"""
+"""Attention of a forest part by part (`samples/forest.py`), each in one call of torch's sdpa."""
 
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
 
 from openrlhf_gpm.samples.forest import Forest, Part
-
-FOREST_ATTENTION = "sdpa_forest"
 
 SHORT = 192
 """Queries from which on the kernel of a CPU takes larger blocks."""
 
 
-def sdpa_forest(
-    module: torch.nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    forest: Forest | None = None,
-    **kwargs: Any,
-) -> tuple[Tensor, None]:
-    """query (1, heads, N, d), key and value (1, shared heads, N, d) -> (1, N, heads, d), and no weights.
-
-    Without a forest, "sdpa". Raises RuntimeError where forest and mask did not both arrive, and where a sliding window
-    would cut a sample or a bias goes by places in the row.
-    """
-    one_element = attention_mask is not None and attention_mask.numel() == 1
-    if forest is not None and one_element:
-        _check_exact(module, forest, **kwargs)
-        return _read(module, query, key, value, forest, **kwargs)
-    if forest is not None or (one_element and key.shape[-2] > 1):  # a sample of one token has such a mask too
-        raise RuntimeError(f"{type(module).__name__} does not get the forest as it was sent; see `forest_obstacle`")
-    return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
-
-
-def _check_exact(
-    module: torch.nn.Module,
-    forest: Forest,
-    sliding_window: int | None = None,
-    position_bias: Tensor | None = None,
-    **_: Any,
-) -> None:
-    name = type(module).__name__
-    if sliding_window is not None and forest.longest > sliding_window:
-        text = f"{name} has a sliding window of {sliding_window} tokens, a sample {forest.longest}: encode it in full"
-        raise RuntimeError(text)
-    if position_bias is not None:
-        raise RuntimeError(f"{name} adds a bias by places in the row, not by positions: encode in full")
-
-
-def _read(
-    module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, forest: Forest, **kwargs: Any
-) -> tuple[Tensor, None]:
+def read(module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, forest: Forest, **kwargs: Any) -> Tensor:
+    """query (1, heads, N, d), key and value (1, shared heads, N, d) -> (1, N, heads, d)."""
     parts = forest.parts
     queries = _take(query, forest.queries, [(part.rows, part.width) for part in parts])
     keys, values = (_take(x, forest.keys, [(part.rows, part.seen) for part in parts]) for x in (key, value))
@@ -69,7 +22,7 @@ def _read(
         _attend(module, q, k, v, part, **kwargs).flatten(0, 1)  # (R W, heads, d)
         for part, q, k, v in zip(parts, queries, keys, values, strict=True)
     ]
-    return torch.cat(out).index_select(0, forest.back)[None], None
+    return torch.cat(out).index_select(0, forest.back)[None]
 
 
 def _take(x: Tensor, places: Tensor, shapes: list[tuple[int, int]]) -> list[Tensor]:
@@ -92,7 +45,3 @@ def _attend(module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, 
     mask, dropout, scale = part.mask(copies, query.dtype), kwargs.get("dropout", 0.0), kwargs.get("scaling")
     out = F.scaled_dot_product_attention(line, key, value, mask, dropout, scale=scale, enable_gqa=True)
     return out.unflatten(2, (copies, part.width)).permute(0, 3, 1, 2, 4).flatten(2, 3)
-
-
-AttentionInterface.register(FOREST_ATTENTION, sdpa_forest)
-AttentionMaskInterface.register(FOREST_ATTENTION, sdpa_mask)
