@@ -66,7 +66,7 @@ integration: install ## tests that start real Ray, vLLM and DeepSpeed processes
 bench: install ## one script per claim in benchmarks/; prints ratios measured side by side
 	$(CPU) for script in $(BENCHMARKS); do echo "== $$script" && env $(MALLOC) $(BIN)/python "$$script" || exit 1; done
 
-patch-manifest: $(STAMP) ## after editing a patch: write its manifest.json anew
+patch-manifest: $(STAMP) ## after editing a patch: rewrite manifest.json
 	rm -rf build/pristine
 	$(BIN)/python -m pip install -q --no-deps --no-compile --target build/pristine openrlhf==$(OPENRLHF)
 	$(BIN)/openrlhf-gpm patch manifest build/pristine $(SERIES)

@@ -29,7 +29,7 @@ PAIRWISE_UP_TO = 8
 
 
 class RewardActorPath:
-    """What OpenRLHF's reward actor does with a group: one padded batch, one number a response."""
+    """What OpenRLHF's reward actor does with a group: one padded batch, one number per response."""
 
     def __init__(self, model: Any) -> None:
         self.model = model

@@ -1,6 +1,6 @@
 """A training step on pairs: GPM against OpenRLHF's Bradley-Terry, and with the prompt encoded once.
 
-SmolLM2-135M in fp32 with AdamW; each arm is a process of its own, so that its peak memory can be read, and the arms
+SmolLM2-135M in fp32 with AdamW; each arm is its own process, so that its peak memory can be read, and the arms
 take turns step by step (ABBA). Gradients of the shared and the full encoding are compared before a speed is printed.
 
 usage: python benchmarks/training_step.py [--prompt 256 --response 64] [--batch 2] [--pairs 7] [--threads N]

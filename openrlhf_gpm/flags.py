@@ -1,4 +1,4 @@
-"""Command-line flags that are dataclass fields: default, help and choices are written once, beside their meaning.
+"""Command-line flags that are dataclass fields: default, help and choices are written once, next to their meaning.
 
 A class with the fields `beta` and `hard` and the prefix "gpo" has the flags --gpo.beta and --gpo.hard. OpenRLHF turns
 parsed flags into nested namespaces (args.gpo.beta), which `read_flags` reads back. Standard library only.
@@ -57,6 +57,14 @@ def given_flags(args: SimpleNamespace, prefix: str, flags: Mapping[str, Field[An
     """Those of the flags, as --PREFIX.NAME, that are not at their default."""
     values = read_flags(args, prefix, flags)
     return [f"--{prefix}.{name}" for name, item in flags.items() if values[item.name] != item.default]
+
+
+def check_choices(cls: Any, prefix: str) -> None:
+    """Raise ValueError that names the flag where a field of this dataclass is none of its choices."""
+    for name, item in flag_fields(cls).items():
+        choices, value = item.metadata[KEY].get("choices"), getattr(cls, item.name)
+        if choices and value not in choices:
+            raise ValueError(f"--{prefix}.{name} must be {' or '.join(choices)}, got {value!r}")
 
 
 def _shown(default: Any) -> str:

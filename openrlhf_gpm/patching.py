@@ -1,9 +1,9 @@
-"""The patch series on an installed OpenRLHF: look, apply, revert.
+"""Checks, applies and reverts the patch series on an installed OpenRLHF.
 
 patches/openrlhf-<version>/ holds numbered patches, `series` (their order) and `manifest.json`: for each touched file
-its SHA-256 before ("pristine", null for a file that the series creates) and after ("patched"). Only a file whose
-content is one of the two is ever replaced, and only by content whose hash is the other; a file that is neither is left
-alone and named. So apply and revert can be repeated, and they take up a run that was cut off half-way.
+its SHA-256 before ("pristine", null for a file that the series creates) and after ("patched"). A file is replaced only
+if its content is one of the two, and only by content whose hash is the other. A file that is neither is left alone and
+named. So apply and revert are idempotent, and complete a run that was cut off half-way.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from typing import Any
 
 
 class PatchError(ValueError):
-    """OpenRLHF cannot be patched or restored; the text is one line that names the file and the remedy."""
+    """OpenRLHF cannot be patched or restored. The text is one line that names the file and the remedy."""
 
 
 @dataclass(frozen=True)
 class Series:
-    """One folder of patches/. `files`: path below the package's parent ("openrlhf/...") -> {"pristine", "patched"}."""
+    """One folder of patches/. `files` maps a path ("openrlhf/...") to its hashes, {"pristine", "patched"}."""
 
     version: str
     patches: tuple[Path, ...]
@@ -41,7 +41,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Status:
-    """`files`: path -> "pristine", "patched", "unknown" or "missing"."""
+    """State of an installed OpenRLHF. `files` maps a path to "pristine", "patched", "unknown" or "missing"."""
 
     openrlhf: Path
     version: str
@@ -57,7 +57,7 @@ class Status:
 
 
 def find_openrlhf() -> Path:
-    """Folder of the openrlhf package that Python would import, found without importing it."""
+    """The folder of the openrlhf package that Python would import, found without importing it."""
     spec = importlib.util.find_spec("openrlhf")
     if spec is None or not spec.submodule_search_locations:
         raise PatchError('openrlhf is not installed; pip install "openrlhf-gpm[openrlhf]", or `make install` for CPU')
@@ -65,7 +65,7 @@ def find_openrlhf() -> Path:
 
 
 def patches_dir() -> Path:
-    """Beside the package in a wheel, at the top of the repository in a checkout or an editable install."""
+    """The folder of the patches: inside the package in a wheel, at the top of a checkout or an editable install."""
     package = Path(__file__).parent
     for folder in (package / "_patches", package.parent / "patches"):
         if folder.is_dir():
@@ -76,7 +76,7 @@ def patches_dir() -> Path:
 
 
 def read_series(folder: Path) -> Series:
-    """Series in `folder`, whose name ends in the OpenRLHF version: openrlhf-0.11.2."""
+    """The series in `folder`, whose name ends in the OpenRLHF version: openrlhf-0.11.2."""
     manifest = folder / "manifest.json"
     if not manifest.exists():
         raise PatchError(f"{manifest} is missing; run `make patch-manifest`")
@@ -99,7 +99,7 @@ def installed_series() -> Series:
 
 
 def status(openrlhf: Path | None = None, series: Series | None = None) -> Status:
-    """State of every file that the series touches. Defaults: the installed package and its series."""
+    """The state of every file that the series touches. Defaults: the installed package and its series."""
     series = series or installed_series()
     openrlhf = openrlhf or find_openrlhf()
     files = {path: _state(openrlhf.parent / path, hashes) for path, hashes in series.files.items()}
@@ -121,17 +121,17 @@ def check_known(found: Status, series: Series | None = None) -> None:
 
 
 def apply(openrlhf: Path | None = None, series: Series | None = None) -> list[str]:
-    """Patch OpenRLHF in place. Returns the paths that changed: none when all were patched already."""
+    """Patch OpenRLHF in place. Returns the paths that changed: none if all were already patched."""
     return _switch("patched", openrlhf, series)
 
 
 def revert(openrlhf: Path | None = None, series: Series | None = None) -> list[str]:
-    """Restore OpenRLHF byte for byte; files that the series created go. Returns the paths that changed."""
+    """Restore OpenRLHF byte for byte and delete files that the series created. Returns the paths that changed."""
     return _switch("pristine", openrlhf, series)
 
 
 def write_manifest(pristine: Path, folder: Path) -> dict[str, dict[str, str | None]]:
-    """Apply the patches in `folder` to a copy of the tree `pristine` (it holds openrlhf/) and write manifest.json."""
+    """Apply the patches in `folder` to a copy of the tree `pristine` (it holds openrlhf/), and write manifest.json."""
     touched = {path for patch in _patches(folder) for path in _touched(patch)}
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch)
@@ -144,7 +144,7 @@ def write_manifest(pristine: Path, folder: Path) -> dict[str, dict[str, str | No
 
 
 def _switch(goal: str, openrlhf: Path | None, series: Series | None) -> list[str]:
-    """Bring every file to its `goal` state: check all, compute all in a scratch copy, stage all, rename one by one."""
+    """Bring every file to its `goal` state. Check all, compute all in a scratch copy, stage all, rename one by one."""
     series = series or installed_series()
     found = status(openrlhf, series)
     site = found.openrlhf.parent
@@ -154,7 +154,7 @@ def _switch(goal: str, openrlhf: Path | None, series: Series | None) -> list[str
         if target.is_symlink():
             raise PatchError(
                 f"{target} is a symbolic link to {target.resolve()}, which others may use; "
-                f"install a copy of its own: {series.reinstall}"
+                f"install a separate copy: {series.reinstall}"
             )
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch)
@@ -163,7 +163,7 @@ def _switch(goal: str, openrlhf: Path | None, series: Series | None) -> list[str
         for path in sorted(todo):
             if _sha256(root / path) != series.files[path][goal]:
                 raise PatchError(
-                    f"the patches do not lead to the {goal} {path} in manifest.json; nothing was changed; "
+                    f"the patches do not produce the {goal} {path} of manifest.json; nothing was changed; "
                     "run `make patch-manifest` after editing a patch"
                 )
         _replace(root, site, sorted(todo))
@@ -171,7 +171,7 @@ def _switch(goal: str, openrlhf: Path | None, series: Series | None) -> list[str
 
 
 def _replace(root: Path, site: Path, paths: list[str]) -> None:
-    """Move the computed files into place. What can fail (space, permission) happens before the first one moves."""
+    """Move the computed files into place. What can fail (space, permissions) happens before the first one moves."""
     staged: list[tuple[Path, Path]] = []
     try:
         for path in paths:
@@ -194,7 +194,7 @@ def _replace(root: Path, site: Path, paths: list[str]) -> None:
         ) from error
     for new, target in staged:
         os.replace(new, target)
-        # A new file of the same size within the same second would be taken for the old one's bytecode.
+        # Python would keep the old bytecode for a new file with the same size and the same second.
         compileall.compile_file(target, quiet=2, force=True)
     for target in (site / path for path in paths if not (root / path).exists()):
         target.unlink()
@@ -203,14 +203,14 @@ def _replace(root: Path, site: Path, paths: list[str]) -> None:
 
 
 def _remove_empty(folder: Path) -> None:
-    """Remove a folder that held only what we created, and its bytecode folder."""
+    """Remove a folder that held only files of ours, and its bytecode folder."""
     for empty in (folder / "__pycache__", folder):
         if empty.is_dir() and not any(empty.iterdir()):
             empty.rmdir()
 
 
 def _run_patches(patches: Iterable[Path], root: Path, only: set[str], reverse: bool = False) -> None:
-    """Apply to, or take off, the tree `root`, those parts of each patch that touch the paths `only`."""
+    """Apply to the tree `root` (or revert) the parts of each patch that touch the paths `only`."""
     patches = list(patches)
     for patch in reversed(patches) if reverse else patches:
         parsed = _parse(patch)
@@ -220,7 +220,7 @@ def _run_patches(patches: Iterable[Path], root: Path, only: set[str], reverse: b
             raise PatchError(
                 f"{patch.name} does not fit; nothing was changed; was it edited without `make patch-manifest`?"
             )
-        if reverse:  # patch-ng's revert would write a created file once more instead of removing it
+        if reverse:  # patch-ng's revert would write a created file again instead of removing it
             for path in created:
                 (root / path).unlink()
 
@@ -230,7 +230,7 @@ def _parse(patch: Path) -> Any:
         import patch_ng
     except ImportError as error:
         raise PatchError("patching needs patch-ng: pip install patch-ng") from error
-    # patch-ng 1.19 drops this marker and would add a newline at the end of the file. No file of OpenRLHF lacks one.
+    # patch-ng 1.19 ignores this marker and would add a newline to the file. No file of OpenRLHF needs it.
     if b"\n\\ No newline at end of file" in patch.read_bytes():
         raise PatchError(f"{patch} touches the end of a file without a final newline; give the file one")
     parsed = patch_ng.fromfile(str(patch))
@@ -240,7 +240,7 @@ def _parse(patch: Path) -> Any:
 
 
 def _patches(folder: Path) -> list[Path]:
-    """The patches of a series in order: one name a line, # starts a comment."""
+    """The patches of a series in order: one name per line, # starts a comment."""
     lines = (folder / "series").read_text(encoding="utf-8").splitlines()
     return [folder / name for line in lines if (name := line.split("#")[0].strip())]
 

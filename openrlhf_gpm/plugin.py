@@ -19,7 +19,7 @@ class GPMPlugin(Plugin):
     """General Preference Models as reward models, preference objectives as policy losses."""
 
     def choices(self, flag: str) -> list[str]:
-        """The values that a flag of OpenRLHF's takes besides its own."""
+        """Additional values that one of OpenRLHF's flags accepts."""
         if flag != "actor.policy_loss_type":
             return []
         from openrlhf_gpm import objectives
@@ -55,11 +55,13 @@ class GPMPlugin(Plugin):
             check(args)
 
     def check_cluster(self, args: SimpleNamespace) -> None:
-        """Raise ValueError where the prompts cannot be used or the Ray cluster cannot hold the run."""
+        """Raise ValueError where the output is another run's, the cluster cannot hold this one, or prompts are bad."""
         if _scores_groups(args):
             from openrlhf_gpm.trainer.policy.cluster import check_cluster
             from openrlhf_gpm.trainer.policy.prompts import check_prompts
+            from openrlhf_gpm.trainer.policy.run_state import own_folders
 
+            own_folders(args)
             check_cluster(args)
             check_prompts(args)
 

@@ -2,6 +2,7 @@
 
 import os
 import warnings
+from argparse import Action, ArgumentParser
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -147,6 +148,21 @@ def gpm_checkpoint(tmp_path_factory: pytest.TempPathFactory, chat_tokenizer: Any
     path = tmp_path_factory.mktemp("checkpoint") / "gpm"
     save_gpm(make_gpm(), chat_tokenizer, path)
     return path
+
+
+def all_flags(parser: ArgumentParser) -> dict[str, Action]:
+    """The flags of a parser and of the subcommands below it, by option string. argparse has no public list of them."""
+    found = {option: action for action in parser._actions for option in action.option_strings}
+    for action in parser._actions:
+        for below in action.choices.values() if isinstance(action.choices, dict) else ():
+            found |= all_flags(below)
+    return found
+
+
+@pytest.fixture(scope="session")
+def flags_of() -> Callable[[ArgumentParser], dict[str, Action]]:
+    """`all_flags`."""
+    return all_flags
 
 
 @pytest.fixture(scope="session")

@@ -1,22 +1,22 @@
 # Environment of the CPU stack: `. examples/cpu/env.sh` before `ray start`, because Ray's workers inherit it from there.
 # Only plain `export NAME=value` and `unset NAME` lines: Python programs read this file too.
 
-# DeepSpeed asks its accelerator for the device; without CUDA it would guess.
+# DeepSpeed's accelerator; without CUDA it would guess.
 export DS_ACCELERATOR=cpu
 
-# One process per vLLM engine instead of several: start 4.5 s against 25.8 s.
+# One process per vLLM engine instead of several: it starts in 4.5 s instead of 25.8 s.
 export VLLM_ENABLE_V1_MULTIPROCESSING=0
 
-# GiB of KV cache per vLLM engine; otherwise a fraction of the machine's memory, for each of them.
+# GiB of KV cache per vLLM engine; otherwise each engine takes a fraction of the machine's memory.
 export VLLM_CPU_KVCACHE_SPACE=1
 
-# vLLM pins its threads to cores of its own choice, and two engines choose the same ones.
+# vLLM would pin its threads to cores of its choice, and two engines choose the same ones.
 export VLLM_CPU_OMP_THREADS_BIND=nobind
 
-# torch.compile pays on a GPU; here the first generation takes 19.5 s with it and 0.8 s without.
+# torch.compile pays off on a GPU; here the first generation takes 19.5 s with it and 0.8 s without.
 export TORCH_COMPILE_DISABLE=1
 
-# Nothing is fetched from a hub: a wrong path fails at once instead of after retries.
+# Fetch nothing from a hub: a wrong path fails at once instead of after retries.
 export HF_HUB_OFFLINE=1
 
 # Tokenizers warn, and can deadlock, when a process that used their threads forks.
@@ -26,5 +26,5 @@ export TOKENIZERS_PARALLELISM=false
 export RAY_USAGE_STATS_ENABLED=0
 export VLLM_NO_USAGE_STATS=1
 
-# Without .pyc files every process of the run compiles DeepSpeed, vLLM and transformers again: 30 s instead of 8.
+# Without .pyc files each process compiles DeepSpeed, vLLM and transformers again: 30 s instead of 8 s.
 unset PYTHONDONTWRITEBYTECODE

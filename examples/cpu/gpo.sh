@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Align the tiny policy against itself on a CPU: vLLM generates, the GPM of train_gpm.sh scores, DeepSpeed trains, Ray
-# conducts. Two steps in about a minute and a half.
+# Train the tiny policy by self-play on a CPU: vLLM generates, the GPM of train_gpm.sh scores, DeepSpeed trains, Ray
+# orchestrates. Two steps take about a minute and a half.
 #
 #   . examples/cpu/env.sh
-#   ray start --head --num-gpus 3 --include-dashboard=false    # logical GPUs, only numbers to Ray: policy, GPM, engine
+#   ray start --head --num-gpus 3 --include-dashboard=false    # 3 logical GPUs: policy, GPM, engine
 #   RAY_ADDRESS=127.0.0.1:6379 examples/cpu/gpo.sh             # LOSS=sppo for SPPO
 #   ray stop
 set -euo pipefail

@@ -1,8 +1,8 @@
-"""A world small enough for a CPU: a model of 85,000 weights and the preferences of rock, paper, scissors.
+"""A world small enough for a CPU: a model of 85,000 weights, and the preferences of rock, paper, scissors.
 
     python examples/cpu/tiny.py outputs/tiny
 
-writes DIR/model (random weights, word tokenizer, chat template), DIR/pairs.jsonl and DIR/prompts.jsonl.
+writes outputs/tiny/model (random weights, word tokenizer, chat template), pairs.jsonl and prompts.jsonl.
 """
 
 import json
@@ -15,7 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 SPECIAL = ["<pad>", "<s>", "</s>", "<unk>", "<user>", "<assistant>"]
 BEATS = {"rock": "scissors", "scissors": "paper", "paper": "rock"}
-COUNTS = (4, 2, 1)  # comparisons of each pair; were they even, three equal embeddings would be a saddle of the loss
+COUNTS = (4, 2, 1)  # comparisons of each pair; with equal counts, equal embeddings would be a saddle of the loss
 ROUNDS = [f"round {number}" for number in range(1, 9)]
 TEMPLATE = (
     "{% for message in messages %}{{ '<' + message['role'] + '> ' + message['content'] + ' ' }}{% endfor %}"
@@ -41,10 +41,10 @@ def make_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
         hidden_size=64,
         intermediate_size=128,
         num_hidden_layers=2,
-        num_attention_heads=2,  # vLLM's attention on a CPU knows no heads narrower than 32
+        num_attention_heads=2,  # vLLM's attention on a CPU needs heads of at least 32
         num_key_value_heads=2,
         max_position_embeddings=64,
-        initializer_range=0.2,  # with 0.02 the answers would start as nearly the same vector
+        initializer_range=0.2,  # with 0.02 the answers would start with nearly the same vector
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Train a tiny GPM on a CPU, through the commands and flags of the GPU recipes: about a minute.
+# Train a tiny GPM on a CPU with the commands and flags of the GPU recipes, in about a minute.
 #
 #   examples/cpu/train_gpm.sh                   # writes outputs/tiny/gpm, which scores rock, paper, scissors as a cycle
 #   RANKS=2 examples/cpu/train_gpm.sh --ds.zero_stage 3
 #
-# fp32 because CPUs without AVX512-bf16 compute bf16 several times slower. ZeRO 2, because with fp32 ZeRO 0 logs no norms.
+# fp32, because CPUs without AVX512-bf16 compute bf16 several times slower. ZeRO 2, because ZeRO 0 logs no norms in fp32.
 set -euo pipefail
 here=$(dirname "$0")
 . "$here/env.sh"

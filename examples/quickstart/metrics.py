@@ -9,11 +9,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from simulation import fit_bradley_terry, self_play, worst_cases
+from simulation import fit_bradley_terry, simulate
 from torch import Tensor
 from world import GAMES, Game
 
 from openrlhf_gpm.core import bt_scores
+from openrlhf_gpm.core.tabular import worst_cases
 
 GOALS = {"gpm_accuracy": 1.0, "worst_case": 0.40, "lead": 0.15, "dominated": 0.05}
 
@@ -55,20 +56,6 @@ def policy_metrics(policies: list[Tensor]) -> dict[str, Any]:
         "dominated_probability": by_size(lambda i: float(policies[i][-1, -1])),
         "other_probability": by_size(lambda i: float(1 - policies[i][-1].sum())),
     }
-
-
-def simulate(measurements: dict[str, Any], steps: int, beta: float) -> dict[str, list[Tensor]]:
-    """The exact runs from the measured start: {bt, gpm} -> per game (T + 1, K).
-
-    bt plays the maximum likelihood rewards of the very comparisons that were sampled, gpm the true scores.
-    """
-    runs: dict[str, list[Tensor]] = {"bt": [], "gpm": []}
-    for game, row in zip(GAMES, measurements["games"], strict=True):
-        start = torch.tensor(row["policies"]["gpm"][0], dtype=torch.float64)
-        rewards = fit_bradley_terry(torch.tensor(row["wins"]))
-        runs["bt"].append(self_play(bt_scores(rewards), start, steps, beta))
-        runs["gpm"].append(self_play(game.scores, start, steps, beta))
-    return runs
 
 
 def learned_scores(measurements: dict[str, Any], kind: str) -> list[Tensor]:

@@ -15,7 +15,7 @@ IGNORE = -100  # the label of a position that is not the answer's
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
-    """One token a word: encode(prompt + answer) is encode(prompt) + encode(answer)."""
+    """One token per word: encode(prompt + answer) is encode(prompt) + encode(answer)."""
     words = dict.fromkeys(word for game in GAMES for text in (game.prompt, *game.answers) for word in text.split())
     vocabulary = ["<pad>", "<s>", "</s>", "<unk>", *words]
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(vocabulary)}, unk_token="<unk>"))

@@ -9,11 +9,11 @@ matplotlib.use("Agg")
 import torch
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
-from simulation import running_average
 from torch import Tensor
 from world import GAMES
 
 from openrlhf_gpm.core import worst_case_win_rate
+from openrlhf_gpm.core.tabular import running_average
 
 BLUE, ORANGE, GREY = "#0b62a4", "#d1582b", "#8a8a8a"
 COLORS = {"gpm": BLUE, "bt": ORANGE}

@@ -124,7 +124,7 @@ def _draw_points(axis: Axes, game: Game, points: Tensor) -> None:
 
 
 def _label(axis: Axes, game: Game, answer: int, points: Tensor) -> None:
-    """The answer's name beside its point, away from the centre where the point is far from it."""
+    """The answer's name next to its point, on the outside if the point is far from the centre."""
     x, y = (points[answer] / points.norm(dim=-1).max()).tolist()
     outward = math.hypot(x, y) > 0.35
     axis.annotate(

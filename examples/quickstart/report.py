@@ -11,7 +11,8 @@ from typing import Any
 import plots
 import polygons
 from commands import Settings
-from metrics import compute_metrics, learned_scores, run_policies, simulate
+from metrics import compute_metrics, learned_scores, run_policies
+from simulation import simulate
 from stages import write_atomically
 
 SIZES = ("3", "4", "5")
@@ -79,10 +80,10 @@ def markdown(metrics: dict[str, Any]) -> str:
     """report.md."""
     gpm, bt = metrics["gpo_gpm"]["worst_case_win_rate"], metrics["gpo_bt"]["worst_case_win_rate"]
     lines = [
-        "# Quickstart: cyclic preferences, learnt and played",
+        "# Quickstart: cyclic preferences, learned and played",
         "",
         "Three prompts whose answers beat one another in cycles of 3, 4 and 5, and one answer that loses to all. Two "
-        "reward models learnt from the same comparisons, sampled unevenly; then GPO aligned the same policy against "
+        "reward models learned from the same comparisons, sampled unevenly; then GPO trained the same policy against "
         "each. The worst case is a policy's win rate against its best opponent: 0.5 is unbeatable, 0.1 is a pure "
         "answer that another one beats.",
         "",

@@ -1,13 +1,17 @@
-"""The same experiment without neural networks: tables, exact expectations, exact updates. The reference curve.
+"""The same experiment without neural networks: tables, exact expectations, exact steps. The reference curve.
 
-What GPO regresses on (arXiv 2410.02197, eq. 5.7) has the minimiser pi_{t+1} = pi_t exp(s_hat / beta) / Z with
-s_hat_i = sum_j pi_t(j) s(i > j). Notation: K answers, T steps.
+Notation: K answers, T steps.
 """
+
+from typing import Any
 
 import torch
 from torch import Tensor
+from world import GAMES
 
-from openrlhf_gpm.core import bt_scores, worst_case_win_rate
+from openrlhf_gpm.core import bt_scores
+from openrlhf_gpm.core.tabular import play
+from openrlhf_gpm.objectives.gpo import GPO
 
 
 def fit_bradley_terry(wins: Tensor, ridge: float = 1e-6, steps: int = 50) -> Tensor:
@@ -28,26 +32,15 @@ def fit_bradley_terry(wins: Tensor, ridge: float = 1e-6, steps: int = 50) -> Ten
     return rewards - rewards.mean()
 
 
-def self_play(scores: Tensor, start: Tensor, steps: int, beta: float) -> Tensor:
-    """GPO with exact expectations: scores (K, K) log-odds, start (K,) -> policies (T + 1, K), the start first."""
-    policies = [start / start.sum()]
-    for _ in range(steps):
-        log_policy = policies[-1].log() + scores @ policies[-1] / beta
-        policies.append(log_policy.softmax(-1))
-    return torch.stack(policies)
+def simulate(measurements: dict[str, Any], steps: int, beta: float) -> dict[str, list[Tensor]]:
+    """GPO on tables, from the measured start: {bt, gpm} -> per game the policies (T + 1, K), the start first.
 
-
-def running_average(policies: Tensor) -> Tensor:
-    """(T + 1, K) -> (T + 1, K): row t is the mean of the rows up to t. The last row is the average iterate."""
-    steps = torch.arange(1, len(policies) + 1, dtype=policies.dtype).unsqueeze(-1)
-    return policies.cumsum(0) / steps
-
-
-def worst_cases(probs: Tensor, policies: Tensor) -> dict[str, float]:
-    """Win rate against the best opponent, of the start, the last and the average policy.
-
-    probs: (K, K) truth; policies: (T + 1, K). Mass that a policy leaves to texts outside the game counts as lost.
+    bt plays the maximum likelihood rewards of the very comparisons that were sampled, gpm the true scores.
     """
-    average = policies.mean(0)
-    named = {"start": policies[0], "last": policies[-1], "average": average}
-    return {name: float(worst_case_win_rate(probs, policy)) for name, policy in named.items()}
+    runs: dict[str, list[Tensor]] = {"bt": [], "gpm": []}
+    for game, row in zip(GAMES, measurements["games"], strict=True):
+        start = torch.tensor(row["policies"]["gpm"][0], dtype=torch.float64)
+        rewards = fit_bradley_terry(torch.tensor(row["wins"]))
+        runs["bt"].append(play(GPO(beta=beta), bt_scores(rewards), start, steps))
+        runs["gpm"].append(play(GPO(beta=beta), game.scores, start, steps))
+    return runs

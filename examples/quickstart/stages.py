@@ -71,7 +71,7 @@ def hash_files(path: Path) -> str:
 class Stamps:
     """What is known about finished stages: DIR/NAME.json with digest, run, after, seconds and peak_memory_gb.
 
-    `run` tells two runs with the same inputs apart, for their results may differ a little; `after` holds the runs
+    `run` distinguishes two runs with the same inputs, for their results may differ a little; `after` holds the runs
     that this one read.
     """
 

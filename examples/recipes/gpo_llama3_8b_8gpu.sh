@@ -1,17 +1,17 @@
 #!/usr/bin/env bash
-# Align Llama-3-8B-Instruct against itself by GPO, as in section 6.3 of the paper: three passes, each over its own third of
-# the UltraFeedback prompts and from the policy of the pass before; 5 responses a prompt at temperature 0.7 and top-p 0.9;
-# learning rate 5e-7, beta 0.001. All models share the GPUs: 8 of 80 GB on each of NODES nodes.
+# Train Llama-3-8B-Instruct by self-play with GPO, as in section 6.3 of the paper: three passes, each over its own third of
+# the UltraFeedback prompts and from the policy of the pass before; 5 responses per prompt at temperature 0.7 and top-p 0.9;
+# learning rate 5e-7, beta 0.001. All models share the GPUs: 8 of 80 GB on each of NODES nodes. Not yet tested on GPUs.
 #
 #   examples/recipes/train_gpm_8gpu.sh gemma-2b && examples/recipes/gpo_llama3_8b_8gpu.sh
 #   REWARD=ckpt/bt-gemma-2b examples/recipes/gpo_llama3_8b_8gpu.sh --reward_model_type bt     # the paper's Bradley-Terry rows
-#   NODES=4 examples/cluster/ray_job.sh, examples/cluster/slurm.sbatch, examples/cluster/kuberay.yaml: the same on more nodes
+#   NODES=4 examples/cluster/ray_job.sh      # on several nodes; also slurm.sbatch and kuberay.yaml in that folder
 #
-# Not as in the paper: AdamW for RMSprop (OpenRLHF offers adam and muon), and the opponent pi_t is the policy that
-# sampled the batch of 256 prompts, not the one at the start of the pass.
+# Two differences from the paper: AdamW instead of RMSprop (OpenRLHF offers adam and muon), and the opponent pi_t is the
+# policy that sampled the batch of 256 prompts, not the one at the start of the pass.
 #
 # beta 0.001 makes targets of hundreds of nats, which no update reaches: the gradient is that of REINFORCE with s_hat.
-# For the regression that GPO describes drop both --gpo flags (beta is 1 then) and watch target_q95 and log_ratio_q95.
+# For the regression that GPO describes, drop both --gpo flags (beta is then 1) and compare target_q95 with moved_q95.
 set -euo pipefail
 
 loss=${LOSS:-gpo} # or sppo
@@ -19,10 +19,10 @@ nodes=${NODES:-1}
 policy=${POLICY:-meta-llama/Meta-Llama-3-8B-Instruct}
 reward=${REWARD:-ckpt/gpm-gemma-2b}
 out=${OUT:-ckpt/$loss-llama3-8b}
-launch=${LAUNCH:-} # what stands before `python3`: empty, or `ray job submit ... --`
+launch=${LAUNCH:-} # put in front of `python3`: empty, or `ray job submit ... --`
 
 for pass in 1 2 3; do
-  if [ ! -f "$out/pass$pass/config.json" ]; then # a pass that is done is not done again
+  if [ ! -f "$out/pass$pass/config.json" ]; then # skip a pass that is already done
     $launch python3 -m openrlhf.cli.train_ppo_ray \
       --actor.model_name_or_path "$policy" \
       --reward.model_name_or_path "$reward" \

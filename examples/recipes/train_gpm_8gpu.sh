@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
 # Train a GPM on one node with 8 GPUs of 80 GB, as in table 12 of the paper: Skywork's preference collection, two epochs,
-# global batch 32 (4 a GPU, no accumulation), bf16, ZeRO-3, at most 2048 tokens.
+# global batch 32 (4 per GPU, no accumulation), bf16, ZeRO-3, at most 2048 tokens. Not yet tested on GPUs.
 #
 #   examples/recipes/train_gpm_8gpu.sh gemma-2b              # learning rate 1e-5, embeddings of 6 numbers
 #   examples/recipes/train_gpm_8gpu.sh llama-8b              # learning rate 2e-6, embeddings of 8 numbers
-#   examples/recipes/train_gpm_8gpu.sh gemma-2b --gpm.gate none --gpm.dim 2       # any further flag wins over the one here
+#   examples/recipes/train_gpm_8gpu.sh gemma-2b --gpm.gate none --gpm.dim 2       # a later flag overrides an earlier one
 #
-# The Bradley-Terry row beside it: add --reward_model_type bt (and nothing of --gpm.*).
-# The paper used v0.1 of the collection; v0.2 is the same without the pairs that overlap with RewardBench.
+# For the paper's Bradley-Terry row, add --reward_model_type bt; the --gpm.* flags of this script are then not used.
+# The paper used v0.1 of the collection. v0.2 is the same without the pairs that overlap with RewardBench.
 set -euo pipefail
 
 size=${1:-gemma-2b}

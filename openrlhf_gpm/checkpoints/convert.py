@@ -23,19 +23,13 @@ import torch
 from safetensors import safe_open
 from transformers import AutoModelForSequenceClassification
 
-from openrlhf_gpm.checkpoints.checkpoint import (
-    INDEX,
-    check_head,
-    complete_directory,
-    load_gpm,
-    read_adapter,
-    read_tokenizer,
-    save_gpm,
-)
+from openrlhf_gpm.checkpoints.checkpoint import Checkpoint, load_gpm, open_checkpoint, save_gpm
 from openrlhf_gpm.checkpoints.draft import Draft, check_shapes, check_trunk, label_keys, read_draft
 from openrlhf_gpm.checkpoints.foreign import from_authors, from_bt
 from openrlhf_gpm.checkpoints.shards import Place, Progress, read_place, split, stack, write_shards
+from openrlhf_gpm.checkpoints.tensors import INDEX, check_head
 from openrlhf_gpm.config import GPMConfig
+from openrlhf_gpm.files import complete_directory
 from openrlhf_gpm.models.gpm import gpm_class
 
 SOURCES = ("authors", "bt", "gpm", "classifier")
@@ -78,12 +72,13 @@ def convert(
     """
     source, target = Path(source), Path(target).absolute()
     _check_arguments(source, target, from_, to, tau, normalize)
-    if source.is_dir() and read_adapter(source) is not None:
-        return _convert_adapter(source, target, from_, to, log=log, progress=progress)
+    checkpoint = open_checkpoint(source)
+    if checkpoint.adapter_base is not None:
+        return _convert_adapter(checkpoint, target, from_, to, log=log, progress=progress)
     if from_ == to:
         raise ValueError(f"--from {from_} --to {to} changes nothing: copy {source}, or give another --to")
 
-    draft = read_draft(source)
+    draft = read_draft(checkpoint)
     if from_ == "authors":
         from_authors(draft, tau, normalize)
     elif from_ == "bt":
@@ -124,17 +119,17 @@ def _check_arguments(
         raise ValueError(f"--normalize and --no-normalize are for --from authors, not {from_}: leave them out")
 
 
-def _convert_adapter(source: Path, target: Path, from_: str, to: str, **options: Any) -> GPMConfig:
+def _convert_adapter(checkpoint: Checkpoint, target: Path, from_: str, to: str, **options: Any) -> GPMConfig:
     if from_ != "gpm":
         raise ValueError(
-            f"{source} is a LoRA adapter: merge it into its base model first (OpenRLHF: python -m "
+            f"{checkpoint.path} is a LoRA adapter: merge it into its base model first (OpenRLHF: python -m "
             "openrlhf.cli.lora_combiner --is_rm)"
         )
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.merged-") as folder:
-        tokenizer = read_tokenizer(source)
-        model = load_gpm(source)
-        options["log"](f"{source} is a LoRA adapter: merged into its base model {read_adapter(source)}")
+        tokenizer = checkpoint.tokenizer()
+        model = load_gpm(checkpoint)
+        options["log"](f"{checkpoint.path} is a LoRA adapter: merged into its base model {checkpoint.adapter_base}")
         merged = target if to == "gpm" else Path(folder) / "gpm"
         save_gpm(model, tokenizer, merged)
         config: GPMConfig = model.gpm_config

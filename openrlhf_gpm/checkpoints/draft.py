@@ -7,9 +7,11 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
-from openrlhf_gpm.checkpoints.checkpoint import Shapes, read_hf_config, read_json, read_tokenizer
+from openrlhf_gpm.checkpoints.checkpoint import Checkpoint
 from openrlhf_gpm.checkpoints.shards import Plan, read_plan
+from openrlhf_gpm.checkpoints.tensors import MISSING, Shapes
 from openrlhf_gpm.config import GPMConfig
+from openrlhf_gpm.files import read_object
 from openrlhf_gpm.models.gpm import gpm_class
 
 
@@ -38,11 +40,11 @@ class Draft:
         return GPMConfig.from_dict(self.config["gpm"])
 
 
-def read_draft(source: Path) -> Draft:
-    """The checkpoint as it is. Raises ValueError where files are missing, damaged or of no kind that we know."""
-    hf = read_hf_config(source)
-    plan, shapes = read_plan(source)
-    return Draft(source, hf, read_json(source / "config.json"), plan, shapes, read_tokenizer(source))
+def read_draft(checkpoint: Checkpoint) -> Draft:
+    """The draft that changes nothing. Raises ValueError where files are missing or damaged."""
+    plan, shapes = read_plan(checkpoint.path)
+    config = read_object(checkpoint.path / "config.json", MISSING)
+    return Draft(checkpoint.path, checkpoint.hf, config, plan, shapes, checkpoint.tokenizer())
 
 
 def label_keys(rows: int) -> dict[str, Any]:

@@ -16,7 +16,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from openrlhf_gpm.checkpoints.checkpoint import INDEX, Shapes, read_json, tensor_files, tensor_header
+from openrlhf_gpm.checkpoints.tensors import INDEX, MISSING, Shapes, tensor_files, tensor_header
+from openrlhf_gpm.files import read_object
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ def read_plan(path: Path) -> tuple[Plan, Shapes]:
             plan[name] = Place(file.name, (Rows(file.name, name),))
             shapes[name] = shape
     if (path / INDEX).exists():
-        for name, shard in read_json(path / INDEX)["weight_map"].items():
+        for name, shard in read_object(path / INDEX, MISSING)["weight_map"].items():
             if name not in plan or plan[name].file != shard:
                 raise ValueError(
                     f"{path / INDEX} says that {name} is in {shard}, where it is not: copy or save it again"
@@ -108,7 +109,7 @@ def write_shards(source: Path, target: Path, plan: Plan, progress: Progress = it
             save_file(tensors, target / file, metadata=_metadata(source / file))
             del tensors
     if (source / INDEX).exists():
-        index = read_json(source / INDEX)
+        index = read_object(source / INDEX, MISSING)
         index["weight_map"] = {name: plan[name].file for name in sorted(plan)}
         before, after = _totals(tensor_files(source)), _totals([target / file for file in files])
         for key in set(before) & set(index.get("metadata") or {}):

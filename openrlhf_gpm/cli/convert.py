@@ -1,13 +1,13 @@
-"""`openrlhf-gpm convert`: a checkpoint in another layout. Heavy imports wait for `run`."""
+"""`openrlhf-gpm convert`: write a checkpoint in another layout. Heavy imports wait for `run`."""
 
 import argparse
 from pathlib import Path
 
 EXAMPLE = """\
 layouts:
-  authors      the GPM authors' released checkpoints: value_head, prompt_head, nothing in config.json
+  authors      the GPM authors' released checkpoints: value_head, prompt_head, no settings in config.json
   bt           Bradley-Terry reward models, OpenRLHF's or any classifier with one label; preferences stay the same
-  gpm          ours: one directory, no flag to remember; or a LoRA adapter of one, which is merged
+  gpm          ours, which holds its own settings; also a LoRA adapter of one, which is merged
   classifier   a plain *ForSequenceClassification, which transformers and vLLM load without this package
 
 examples:
@@ -17,8 +17,8 @@ examples:
   openrlhf-gpm convert --from gpm --to classifier --input ckpt/gpm --output ckpt/classifier
   openrlhf-gpm convert --from classifier --to gpm --input ckpt/classifier --output ckpt/gpm
 
-Weights are moved, never changed, one file at a time; gpm to classifier and back gives the same bits. The output
-appears when it is complete.
+Weights are moved, never changed, one file at a time. Converting gpm to classifier and back gives the same bytes. The
+output appears when it is complete.
 """
 
 
@@ -26,30 +26,30 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     """Declare the command and its options."""
     parser = subparsers.add_parser(
         "convert",
-        help="bring a checkpoint into another layout",
-        description="Convert checkpoints: the GPM authors', Bradley-Terry reward models, ours, plain classifiers.",
+        help="convert a checkpoint to another layout",
+        description="Convert checkpoints of the GPM authors, Bradley-Terry reward models, GPMs and plain classifiers.",
         epilog=EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--from", dest="from_", required=True, choices=["authors", "bt", "gpm", "classifier"])
     parser.add_argument("--to", default="gpm", choices=["gpm", "classifier"], help="default: gpm")
     parser.add_argument("--input", required=True, type=Path, metavar="DIR", help="the checkpoint to read")
-    parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="new or empty")
+    parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="directory to write, new or empty")
     parser.add_argument(
         "--tau",
         type=float,
-        help="temperature of an authors' or bt checkpoint (default: the paper's for the released models; for bt 1, or "
-        "the std by which it divides its rewards)",
+        help="temperature of an authors' or bt checkpoint (default: the paper's for the released models; for bt, the "
+        "std by which it divides its rewards, or 1)",
     )
     parser.add_argument(
         "--normalize",
         action=argparse.BooleanOptionalAction,
-        help="whether an authors' checkpoint scales embeddings to length 1 (default: as the paper's)",
+        help="whether an authors' checkpoint scales embeddings to length 1 (default: yes for the released models)",
     )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Convert and say what was decided. Raises ValueError for wrong input; nothing is left of an output then."""
+    """Convert, and print what was decided. Raises ValueError for wrong input, and then leaves no output behind."""
     from tqdm import tqdm
 
     from openrlhf_gpm.checkpoints.convert import convert

@@ -7,73 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from openrlhf_gpm.data import BadRows, PairKeys, PreferenceGroup
+    from openrlhf_gpm.data import BadRows, PreferenceGroup
 
-EXAMPLES = """\
-examples:
-  openrlhf-gpm data check train.parquet held_out.jsonl
-      what is in the files, which rows are bad, which prompts they share; exit status 1 if a row is bad
-  openrlhf-gpm data split prefs.parquet --fraction 0.1 --train train.jsonl --held_out held_out.jsonl
-      no prompt is on both sides
-  openrlhf-gpm data merge train.jsonl --output groups.jsonl
-      the pairs of one prompt become one group, whose responses are encoded once
-  openrlhf-gpm data cyclic --input ultrafeedback.jsonl --output cyclic/
-      cycles between the attributes of rated responses: no_instruction_following.jsonl, no_honesty.jsonl ...
-  openrlhf-gpm data cycle --groups groups.jsonl --length 3 --output cyc3.jsonl
-      the answers of model 1 beat those of model 2, these beat model 3's, these model 1's
+from openrlhf_gpm.cli.data_help import CHECK, CYCLE, CYCLIC, EXAMPLES, MERGE, SPLIT
 
-input: JSON lines (also gzipped), JSON, parquet, CSV, TSV, or a dataset's name as "owner/name:split". Pairs
-(prompt, chosen, rejected), lists (RewardBench 2), groups (prompt, responses with scores, ranks or comparisons),
-UltraFeedback; docs/data.md has a line of each. A bad row ends the command, unless --bad_rows skip leaves it out.
-output: JSON lines; a file appears when it is complete.
-"""
-CHECK = """\
-example:
-  $ openrlhf-gpm data check prefs.jsonl
-  prefs.jsonl
-    rows                  828
-    bad rows              2
-      prefs.jsonl:12: 'chosen' is an empty response; drop the row or fill it
-      ...
-"""
-SPLIT = """\
-The hash of the prompt and of --seed alone puts a prompt on its side: it stays there when rows are reordered or added,
-so files that were split with the same seed and fraction may be put together. A text is the same prompt as one user
-message. Whole texts without a prompt are each their own prompt.
-
-example:
-  openrlhf-gpm data split prefs.parquet --fraction 0.1 --seed 0 --train train.jsonl --held_out held_out.jsonl
-"""
-MERGE = """\
-Equal responses are stored once, repeated comparisons stay. A group is written as
-  {"prompt": ..., "responses": ["a", "b", "c"], "comparisons": [[0, 1], [2, 0], [1, 2, 0.5]]}
-where [1, 2, 0.5] says that b and c tie.
-
-example:
-  openrlhf-gpm data merge pairs.parquet more_pairs.jsonl --output groups.jsonl
-"""
-CYCLIC = """\
-In each set one attribute is left out and the others decide one comparison each: without helpfulness, A beats B because
-it follows the instruction better, B beats C because it is more honest, C beats A because it is more truthful. Each
-prompt gives a set at most one cycle, its clearest (see docs/data.md).
-
-examples:
-  openrlhf-gpm data cyclic --input ultrafeedback.jsonl --output cyclic/
-  openrlhf-gpm data cyclic --input rated.jsonl --output cyclic/ --attributes clarity depth style safety
-  $ head -1 rated.jsonl
-  {"prompt": "Hi", "responses": ["a", "b", "c"], "ratings": {"clarity": [1, 2, 3], "depth": [3, 1, 2], ...}}
-"""
-CYCLE = """\
-The responses of each line come from n models, in the same order on every line: response 1 beats 2, 2 beats 3 ... the
-last beats 1. No scalar reward gets more than (n - 1) / n of these right; a GPM can get all.
-
-examples:
-  openrlhf-gpm data cycle --groups groups.jsonl --length 4 --output cyc4.jsonl
-  openrlhf-gpm data cycle --groups groups.jsonl --length 5 --full --output cyc5full.jsonl
-  openrlhf-gpm data cycle --groups groups.jsonl --length 3 --random_direction --seed 1 --output control.jsonl
-"""
-BAD_ROWS = "refuse: end at the first bad row (default); skip: leave bad rows out and say which"
-SHOWN_BAD = 20  # bad rows of a file that `check` lists
+BAD_ROWS = "refuse: stop at the first bad row (default); skip: leave bad rows out and report them"
+SHOWN_BAD = 20  # bad rows that `check` lists per file
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -81,50 +20,56 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser = subparsers.add_parser(
         "data",
         help="check, split and merge preference data; build cyclic sets",
-        description="Look at preference data, split it by prompt, merge it into groups, build cyclic sets.",
+        description="Check preference data, split it by prompt, merge it into groups, build cyclic sets.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
-    check = _action(actions, "check", "what is in the files, and which rows are bad", CHECK)
+    check = _action(actions, "check", "report what is in the files, and which rows are bad", CHECK)
     check.add_argument("files", nargs="+", metavar="FILE", help="file or dataset name")
     split = _action(actions, "split", "hold out a part of the prompts", SPLIT)
     split.add_argument("files", nargs="+", metavar="FILE", help="file or dataset name; several are read as one")
     split.add_argument(
-        "--fraction", type=float, metavar="P", default=0.1, help="of the prompts to hold out (default: 0.1)"
+        "--fraction", type=float, metavar="P", default=0.1, help="share of the prompts to hold out (default: 0.1)"
     )
-    split.add_argument("--seed", type=int, metavar="N", default=0, help="another one draws other prompts (default: 0)")
-    split.add_argument("--train", type=Path, required=True, metavar="OUT.jsonl", help="the prompts to train on")
-    split.add_argument("--held_out", type=Path, required=True, metavar="OUT.jsonl", help="the prompts held out")
+    split.add_argument("--seed", type=int, metavar="N", default=0, help="selects the held-out prompts (default: 0)")
+    split.add_argument("--train", type=Path, required=True, metavar="OUT.jsonl", help="file of training prompts")
+    split.add_argument("--held_out", type=Path, required=True, metavar="OUT.jsonl", help="file of held-out prompts")
     merge = _action(actions, "merge", "put the comparisons of each prompt into one group", MERGE)
     merge.add_argument("files", nargs="+", metavar="FILE", help="file or dataset name; several are read as one")
     merge.add_argument("--output", type=Path, required=True, metavar="OUT.jsonl")
     cyclic = _action(actions, "cyclic", "find cycles between the attributes of rated responses", CYCLIC)
     cyclic.add_argument("--input", dest="files", nargs="+", required=True, metavar="RATED", help="rated responses")
-    cyclic.add_argument("--output", type=Path, required=True, metavar="DIR", help="made when it does not exist")
+    cyclic.add_argument("--output", type=Path, required=True, metavar="DIR", help="created if it does not exist")
     cyclic.add_argument("--attributes", nargs="+", metavar="NAME", help="in cyclic order (default: UltraFeedback's)")
     cycle = _action(actions, "cycle", "impose a cycle on the responses of n models", CYCLE)
     cycle.add_argument("--groups", dest="files", nargs="+", required=True, metavar="FILE", help="prompt, responses")
-    cycle.add_argument("--length", type=int, required=True, metavar="n", help="3 or more: the first n responses")
+    cycle.add_argument("--length", type=int, required=True, metavar="n", help="3 or more; takes the first n responses")
     cycle.add_argument("--output", type=Path, required=True, metavar="OUT.jsonl")
-    cycle.add_argument("--full", action="store_true", help="odd n: each beats the next (n - 1) / 2")
+    cycle.add_argument("--full", action="store_true", help="odd n: each response beats the next (n - 1) / 2")
     cycle.add_argument("--random_direction", action="store_true", help="control: a coin turns each prompt's cycle")
-    cycle.add_argument("--seed", type=int, metavar="N", default=0, help="of --random_direction (default: 0)")
+    cycle.add_argument("--seed", type=int, metavar="N", default=0, help="seed of --random_direction (default: 0)")
     for action in (check, split, merge):
         action.add_argument("--prompt_key", metavar="NAME", help="column of the prompt (default: prompt, instruction)")
         action.add_argument(
-            "--chosen_key", metavar="NAME", default="chosen", help="of the better response (default: chosen)"
+            "--chosen_key", metavar="NAME", default="chosen", help="column of the better response (default: chosen)"
         )
         action.add_argument(
-            "--rejected_key", metavar="NAME", default="rejected", help="of the other (default: rejected, reject)"
+            "--rejected_key",
+            metavar="NAME",
+            default="rejected",
+            help="column of the other (default: rejected or reject)",
         )
         action.add_argument(
-            "--max_chars", type=int, metavar="N", help="a prompt with a response that is longer is a bad row"
+            "--max_chars",
+            type=int,
+            metavar="N",
+            help="allow this many characters in a prompt with its longest response",
         )
     for action in (split, merge, cyclic, cycle):
         action.add_argument("--bad_rows", choices=("refuse", "skip"), default="refuse", help=BAD_ROWS)
     for action in (split, cyclic, cycle):
-        action.add_argument("--pairs", action="store_true", help="write one comparison a line, prompt/chosen/rejected")
+        action.add_argument("--pairs", action="store_true", help="write prompt/chosen/rejected, one pair per line")
 
 
 def _action(actions: Any, name: str, help: str, epilog: str) -> argparse.ArgumentParser:
@@ -138,16 +83,17 @@ def _action(actions: Any, name: str, help: str, epilog: str) -> argparse.Argumen
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run one action. Raises ValueError for wrong input; nothing is written before all of it is read."""
+    """Run one action. Raises ValueError for wrong input. Nothing is written before all input is read."""
     if getattr(args, "max_chars", None) is not None and args.max_chars < 1:
         raise ValueError(f"--max_chars must be >= 1, got {args.max_chars}")
     return {"check": _check, "split": _split, "merge": _merge, "cyclic": _cyclic, "cycle": _cycle}[args.action](args)
 
 
 def _check(args: argparse.Namespace) -> int:
-    from openrlhf_gpm.data import BadRows, Survey, form_title, preference_reader, read_with
+    from openrlhf_gpm.data import BadRows, PairKeys, Survey, form_title, preference_reader, read_with
 
-    normalise, keys = preference_reader(_keys(args), args.max_chars), _keys(args)
+    keys = PairKeys(args.prompt_key, args.chosen_key, args.rejected_key)
+    normalise = preference_reader(keys, args.max_chars)
     bad, seen = 0, list[tuple[str, set[str]]]()
     for name in args.files:
         survey, report = Survey(), BadRows()
@@ -175,8 +121,9 @@ def _print_bad(report: "BadRows") -> None:
 
 
 def _split(args: argparse.Namespace) -> int:
-    from openrlhf_gpm.data import replacing, split_by_prompt, write_lines
+    from openrlhf_gpm.data import split_by_prompt, write_lines
     from openrlhf_gpm.data.prompts import prompt_key
+    from openrlhf_gpm.files import replacing
 
     _check_outputs(args.files, {"--train": args.train, "--held_out": args.held_out})
     if not 0 < args.fraction < 1:
@@ -207,7 +154,8 @@ def _merge(args: argparse.Namespace) -> int:
 
 
 def _cyclic(args: argparse.Namespace) -> int:
-    from openrlhf_gpm.data import ULTRAFEEDBACK, cyclic_sets, normalise_rated, omissions, replacing, write_lines
+    from openrlhf_gpm.data import ULTRAFEEDBACK, cyclic_sets, normalise_rated, omissions, write_lines
+    from openrlhf_gpm.files import replacing
 
     attributes = args.attributes or ULTRAFEEDBACK
     sets = omissions(attributes)
@@ -237,7 +185,7 @@ def _cycle(args: argparse.Namespace) -> int:
     from openrlhf_gpm.data import cycle_comparisons, normalise_group, synthetic_cycle, write_groups
 
     _check_outputs(args.files, {"--output": args.output})
-    cycle_comparisons(args.length, args.full)  # says what is wrong with the length before anything is read
+    cycle_comparisons(args.length, args.full)  # checks the length before anything is read
     subset = f"cycle{args.length}{'_full' * args.full}{'_random_direction' * args.random_direction}"
     choices = {"full": args.full, "random_direction": args.random_direction, "seed": args.seed, "subset": subset}
     groups = list(_read(args, lambda row: synthetic_cycle(normalise_group(row), args.length, **choices)))
@@ -247,10 +195,12 @@ def _cycle(args: argparse.Namespace) -> int:
 
 
 def _read(args: argparse.Namespace, normalise: Any = None) -> Iterator[Any]:
-    """What the files hold, with a progress bar; at the end says what was skipped. At least one row is good."""
-    from openrlhf_gpm.data import BadRows, preference_reader, read_with
+    """Yield what the files hold, with a progress bar; then print what was skipped. Raises if every row is bad."""
+    from openrlhf_gpm.data import BadRows, PairKeys, preference_reader, read_with
 
-    normalise = normalise or preference_reader(_keys(args), args.max_chars)
+    if normalise is None:
+        keys = PairKeys(args.prompt_key, args.chosen_key, args.rejected_key)
+        normalise = preference_reader(keys, args.max_chars)
     report = BadRows()
     for name in args.files:
         for _, item in _progress(read_with(name, normalise, args.bad_rows, report)):
@@ -259,12 +209,6 @@ def _read(args: argparse.Namespace, normalise: Any = None) -> Iterator[Any]:
         print(report.summary())
     if report.count == report.rows:
         raise ValueError(f"{', '.join(map(str, args.files))}: every row is bad; see `openrlhf-gpm data check`")
-
-
-def _keys(args: argparse.Namespace) -> "PairKeys":
-    from openrlhf_gpm.data import PairKeys
-
-    return PairKeys(args.prompt_key, args.chosen_key, args.rejected_key)
 
 
 def _paired(groups: Iterable["PreferenceGroup"], args: argparse.Namespace) -> Iterable["PreferenceGroup"]:
@@ -276,17 +220,17 @@ def _paired(groups: Iterable["PreferenceGroup"], args: argparse.Namespace) -> It
 def _progress(rows: Iterable[Any]) -> Iterable[Any]:
     from tqdm import tqdm
 
-    return tqdm(rows, unit=" rows", disable=None, leave=False)  # None: only on a terminal
+    return tqdm(rows, unit=" rows", disable=None, leave=False)  # None: on a terminal only
 
 
 def _check_outputs(sources: list[str], outputs: dict[str, Path]) -> None:
-    """Raise ValueError when an output cannot become a file, or is an input or another output."""
+    """Raise ValueError if an output cannot become a file, or is an input or another output."""
     taken = {Path(source).resolve(): f"the input {source}" for source in sources if Path(source).exists()}
     for flag, path in outputs.items():
         if path.is_dir() or not path.name:
             raise ValueError(f"{flag} {path} is a folder: give a file name")
         if path.exists() and not path.is_file():
-            raise ValueError(f"{flag} {path} is no regular file, and would be replaced by one: give a file name")
+            raise ValueError(f"{flag} {path} is not a regular file: give a file name")
         if not path.absolute().parent.is_dir():
             raise ValueError(f"{flag} {path}: the folder {path.parent} does not exist, create it first")
         if path.resolve() in taken:

@@ -1,4 +1,4 @@
-"""`openrlhf-gpm doctor`: what is installed and patched, what would fail, and how to mend it. Imports nothing heavy."""
+"""`openrlhf-gpm doctor`: what is installed and patched, what would fail, and how to fix it. Imports nothing heavy."""
 
 import argparse
 import importlib.metadata
@@ -19,9 +19,9 @@ CPU_ENV = {
     "VLLM_CPU_KVCACHE_SPACE": ("1", "each vLLM engine takes a fraction of the machine's memory"),
     "TORCH_COMPILE_DISABLE": ("1", "the first generation takes 20 s instead of 1"),
 }
-"""What a CPU run misses when a variable of examples/cpu/env.sh is not set: name -> (value there, effect)."""
+"""Variables of examples/cpu/env.sh: name -> (value there, effect on a CPU run without it)."""
 
-# Prints GPUs (logical ones too) and nodes of the cluster at argv[1], in 0.7 s where ray.init() would take 4.
+# Prints the number of GPUs (logical ones too) and of nodes at argv[1], in 0.7 s; ray.init() would take 4 s.
 RAY_GPUS = """
 import sys
 from ray.autoscaler.v2.sdk import get_cluster_status
@@ -34,21 +34,21 @@ print(len(status.active_nodes) + len(status.idle_nodes))
 
 @dataclass(frozen=True)
 class Finding:
-    """One row. `level`: "ok", "warn" (runs, but slower or with less) or "fail" (training cannot run)."""
+    """One row. `level`: "ok", "warn" (training runs, but slower or with less) or "fail" (training cannot run)."""
 
     what: str
     level: str
     found: str
-    mend: str = ""
+    fix: str = ""
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    parser = subparsers.add_parser("doctor", help="what is installed and patched, what would fail, how to mend it")
+    parser = subparsers.add_parser("doctor", help="what is installed and patched, what would fail, how to fix it")
     parser.add_argument("--json", action="store_true", help="print the findings as JSON")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Exit status 0 if training can run here, else 1."""
+    """Print the findings. Returns exit status 0 if training can run here, else 1."""
     findings = examine()
     failed = [finding for finding in findings if finding.level == "fail"]
     if args.json:
@@ -57,14 +57,14 @@ def run(args: argparse.Namespace) -> int:
     width = max(len(finding.what) for finding in findings)
     for finding in findings:
         print(f"{finding.level:4}  {finding.what:{width}}  {finding.found}")
-        if finding.mend:
-            print(f"      {'':{width}}  -> {finding.mend}")
+        if finding.fix:
+            print(f"      {'':{width}}  -> {finding.fix}")
     print(f"training: {f'no, see the {len(failed)} marked fail' if failed else 'yes'}")
     return bool(failed)
 
 
 def examine() -> list[Finding]:
-    """Everything that a run needs, each with its state and what mends it."""
+    """Everything that a run needs, with its state and its fix."""
     gpus = len(list(Path("/dev").glob("nvidia[0-9]*")))
     pins = _pins()
     return [
@@ -110,8 +110,8 @@ def _flash_attn(gpus: int, pins: dict[str, str]) -> Finding:
         return Finding("flash-attn", "ok", version)
     if not gpus:
         return Finding("flash-attn", "ok", "not installed; not used on a CPU")
-    mend = f"pip install flash-attn=={pins.get('flash-attn', '2.8.3')} --no-build-isolation"
-    return Finding("flash-attn", "warn", "not installed: --ds.attn_implementation must name another", mend)
+    fix = f"pip install flash-attn=={pins.get('flash-attn', '2.8.3')} --no-build-isolation"
+    return Finding("flash-attn", "warn", "not installed: give another --ds.attn_implementation", fix)
 
 
 def _openrlhf() -> Finding:
@@ -119,8 +119,8 @@ def _openrlhf() -> Finding:
         status = patching.status()
         patching.check_known(status)
     except patching.PatchError as error:
-        found, _, mend = str(error).partition("; ")
-        return Finding("openrlhf", "fail", found, mend)
+        found, _, fix = str(error).partition("; ")
+        return Finding("openrlhf", "fail", found, fix)
     found = f"{status.version}, {status.state}"
     if status.state == "patched":
         return Finding("openrlhf", "ok", found)
@@ -132,31 +132,31 @@ def _plugin() -> Finding:
     ours = [point.value for point in points if point.name == "gpm"]
     if ours:
         return Finding("plugin", "ok", f"{ours[0]}; found: {', '.join(sorted(point.name for point in points))}")
-    mend = "pip install --no-deps openrlhf-gpm (a PYTHONPATH alone registers no entry point)"
-    return Finding("plugin", "fail", "no entry point `gpm` in the group openrlhf.plugins", mend)
+    fix = "pip install --no-deps openrlhf-gpm (a PYTHONPATH alone registers no entry point)"
+    return Finding("plugin", "fail", "no entry point `gpm` in the group openrlhf.plugins", fix)
 
 
 def _ray_cluster() -> Finding:
     address = os.environ.get("RAY_ADDRESS")
     if not address:
-        mend = "ray start --head --num-gpus N, then export RAY_ADDRESS; else ray.init() may start a cluster of its own"
-        return Finding("ray cluster", "warn", "RAY_ADDRESS is not set", mend)
+        fix = "ray start --head --num-gpus N, then export RAY_ADDRESS; otherwise ray.init() may start its own cluster"
+        return Finding("ray cluster", "warn", "RAY_ADDRESS is not set", fix)
     if not re.fullmatch(r"[\w.-]+:\d+", address):
-        return Finding("ray cluster", "ok", f"RAY_ADDRESS={address} (not looked at)")
+        return Finding("ray cluster", "ok", f"RAY_ADDRESS={address} (not checked)")
     host, _, port = address.rpartition(":")
     try:
         socket.create_connection((host, int(port)), timeout=0.5).close()
     except OSError as error:
-        mend = f"start it (ray start --head --port {port}), or unset RAY_ADDRESS"
-        return Finding("ray cluster", "fail", f"nothing answers at RAY_ADDRESS={address}: {error}", mend)
+        fix = f"start it (ray start --head --port {port}), or unset RAY_ADDRESS"
+        return Finding("ray cluster", "fail", f"nothing answers at RAY_ADDRESS={address}: {error}", fix)
     try:
         command = [sys.executable, "-c", RAY_GPUS, address]
         gpus, nodes = subprocess.run(command, capture_output=True, text=True, timeout=5, check=True).stdout.split()
     except (subprocess.SubprocessError, ValueError):
         return Finding("ray cluster", "ok", f"{address} answers; its GPUs could not be counted within 5 s")
     if gpus == "0":
-        mend = "ray start with --num-gpus N (on a CPU these are only numbers): a placement group would wait for ever"
-        return Finding("ray cluster", "fail", f"{address}: {nodes} nodes without GPUs", mend)
+        fix = "ray start with --num-gpus N (logical GPUs on a CPU); otherwise a run would wait forever"
+        return Finding("ray cluster", "fail", f"{address}: {nodes} nodes without GPUs", fix)
     return Finding("ray cluster", "ok", f"{address}: {gpus} GPUs on {nodes} nodes")
 
 
@@ -188,7 +188,7 @@ def _version(package: str) -> str | None:
 
 
 def _pins() -> dict[str, str]:
-    """The exact versions that the installed openrlhf asks for."""
+    """The exact versions that the installed openrlhf requires."""
     requirements = importlib.metadata.requires("openrlhf") or [] if _version("openrlhf") else []
     pairs = (re.match(r"([\w-]+)(?:\[[\w,-]+\])?==([\w.]+)", requirement) for requirement in requirements)
     return {pair[1]: pair[2] for pair in pairs if pair}

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from openrlhf_gpm.cli.score import DTYPES
+from openrlhf_gpm.cli.scorer_flags import add_scorer_flags, scorer_options
 
 if TYPE_CHECKING:
     from openrlhf_gpm.evaluation.dataset import Dataset, Scores
@@ -72,27 +72,23 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         help="RewardBench 2: what ranks a response in its group",
     )
     add("--no_plots", action="store_true", help="write no PNG (matplotlib is not needed then)")
-    add("--device", help="cuda, cuda:1, cpu ... (default: the GPU where there is one)")
-    add("--dtype", choices=sorted(DTYPES), help="of the trunk (default: as stored; fp32 on a CPU)")
-    add("--batch_tokens", type=int, default=16384, help="tokens per forward pass, with padding (default: 16384)")
-    add("--share_prompt", choices=["auto", "off"], default="auto", help="compute a group's prompt once where exact")
-    add("--backend", choices=["torch", "vllm"], default="torch", help="vllm: for exported classifiers")
+    add_scorer_flags(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Evaluate. Raises ValueError for wrong input, before any model is loaded."""
     if args.output.exists() and not args.output.is_dir():
         raise ValueError(f"--output {args.output} is a file: give a directory")
-    for flag, value in (("--batch_tokens", args.batch_tokens), ("--max_rows", args.max_rows)):
-        if value is not None and value < 1:
-            raise ValueError(f"{flag} must be >= 1, got {value}")
+    if args.max_rows is not None and args.max_rows < 1:
+        raise ValueError(f"--max_rows must be >= 1, got {args.max_rows}")
+    options = scorer_options(args)
     if not args.no_plots and importlib.util.find_spec("matplotlib") is None:
         raise ValueError("plots need matplotlib: pip install matplotlib, or add --no_plots")
 
+    from openrlhf_gpm.checkpoints.checkpoint import open_checkpoint
     from openrlhf_gpm.evaluation.judges import LENGTH, short_names
     from openrlhf_gpm.evaluation.run import Settings
     from openrlhf_gpm.evaluation.run import run as evaluate
-    from openrlhf_gpm.scoring.scorer import load_formatter
 
     settings = Settings(
         bins=args.bins,
@@ -102,10 +98,10 @@ def run(args: argparse.Namespace) -> int:
         plots=not args.no_plots,
     )
     sources = dict(zip(short_names(args.model), args.model, strict=True))
-    formatters = {name: load_formatter(source) for name, source in sources.items() if source != LENGTH}
+    formatters = {name: open_checkpoint(source).formatter() for name, source in sources.items() if source != LENGTH}
     names = short_names(args.data, "--data")
     datasets = [_read(source, name, args, formatters) for source, name in zip(args.data, names, strict=True)]
-    results = evaluate(list(sources), datasets, _Scorer(args, sources), args.output, settings)
+    results = evaluate(list(sources), datasets, _Scorer(args, sources, options), args.output, settings)
     for name, result in results.items():
         print(_summary(name, result))
     print(f"report: {args.output / 'report.md'}")
@@ -126,9 +122,10 @@ def _read(source: str, name: str, args: argparse.Namespace, formatters: dict[str
 class _Scorer:
     """Scores one dataset with one model, with a progress bar; a model is loaded when there is something to score."""
 
-    def __init__(self, args: argparse.Namespace, sources: dict[str, str]) -> None:
+    def __init__(self, args: argparse.Namespace, sources: dict[str, str], options: dict[str, Any]) -> None:
         self.args = args
         self.sources = sources
+        self.options = {"device": args.device, **options}
         self.model: PreferenceModel | None = None
 
     def __call__(self, name: str, data: "Dataset", folder: Path) -> "Scores":
@@ -149,21 +146,16 @@ class _Scorer:
             return scored(lambda: self._open(name, source), data.groups, file, key, bar.update)
 
     def _open(self, name: str, source: str) -> "PreferenceModel":
-        import torch
-
         from openrlhf_gpm.evaluation.judges import LENGTH, open_model
 
         if self.model is None or self.model.name != name:
             self.model = None  # let go of the last model before the next is loaded
-            names = ("device", "batch_tokens", "share_prompt", "backend")
-            options: dict[str, Any] = {name: getattr(self.args, name) for name in names}
-            options["dtype"] = getattr(torch, DTYPES[self.args.dtype]) if self.args.dtype else None
-            self.model = open_model(source, name, **({} if source == LENGTH else options))
+            self.model = open_model(source, name, **({} if source == LENGTH else self.options))
         return self.model
 
 
 def _summary(name: str, result: dict[str, Any]) -> str:
-    """One line a model for the terminal."""
+    """One line per model for the terminal."""
     parts = []
     if result["accuracy"] is not None:
         ci = result["ci95"].get("accuracy")

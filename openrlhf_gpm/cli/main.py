@@ -1,7 +1,7 @@
 """The `openrlhf-gpm` command: finds the subcommand's module, runs it, and turns a user's mistake into one line.
 
-Each subcommand is a module here with `add_parser(subparsers)` and `run(args) -> exit status`. A module is imported
-when its command is asked for; its heavy imports belong in `run`.
+Each subcommand is a module of this folder with `add_parser(subparsers)` and `run(args) -> exit status`. A module is
+imported when its command is used; its heavy imports belong in `run`.
 """
 
 import argparse
@@ -20,7 +20,7 @@ first steps:
   openrlhf-gpm doctor                                    what is installed, and what would fail
   openrlhf-gpm patch apply                               open the plugin seam in the installed OpenRLHF
   deepspeed --module openrlhf.cli.train_rm --reward_model_type gpm --gpm.dim 8 ...          train a GPM
-  python -m openrlhf.cli.train_ppo_ray --reward_model_type gpm --actor.policy_loss_type gpo ...   align a policy
+  python -m openrlhf.cli.train_ppo_ray --reward_model_type gpm --actor.policy_loss_type gpo ...   train a policy
   openrlhf-gpm data check pairs.jsonl                    what is in a preference file, and which rows are bad
   openrlhf-gpm eval --model ckpt/gpm --data pairs.jsonl --output outputs/eval
   openrlhf-gpm score --model ckpt/gpm --input groups.jsonl --output scores.jsonl
@@ -32,7 +32,7 @@ usage or input, 130 interrupted.
 
 
 def build_parser(commands: Iterable[str] = COMMANDS) -> argparse.ArgumentParser:
-    """The parser with the given subcommands; one whose module cannot be imported says so when it is called."""
+    """The parser with the given subcommands. A subcommand that cannot be imported says so in its help."""
     parser = argparse.ArgumentParser(
         prog="openrlhf-gpm",
         description=DESCRIPTION,
@@ -40,7 +40,7 @@ def build_parser(commands: Iterable[str] = COMMANDS) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"openrlhf-gpm {__version__}")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error (before the command)")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error; goes before the command")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name in commands:
         try:
@@ -51,7 +51,7 @@ def build_parser(commands: Iterable[str] = COMMANDS) -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit status; user errors are one line on stderr and status 2."""
+    """Run one command and return its exit status. A user's error is one line on stderr and status 2."""
     argv = list(sys.argv[1:] if argv is None else argv)
     asked = next((word for word in argv if not word.startswith("-")), None)
     parser = build_parser([asked] if asked in COMMANDS else COMMANDS)

@@ -1,4 +1,4 @@
-"""`openrlhf-gpm patch`: open the plugin seam in the installed OpenRLHF, close it, or say how things stand."""
+"""`openrlhf-gpm patch`: apply, revert or check the patches on the installed OpenRLHF."""
 
 import argparse
 from pathlib import Path
@@ -7,11 +7,11 @@ from openrlhf_gpm import patching
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    parser = subparsers.add_parser("patch", help="apply or revert the patches on the installed OpenRLHF")
+    parser = subparsers.add_parser("patch", help="apply, revert or check the patches on the installed OpenRLHF")
     actions = parser.add_subparsers(dest="action", required=True)
-    actions.add_parser("apply", help="patch OpenRLHF in place (again: changes nothing)")
+    actions.add_parser("apply", help="patch OpenRLHF in place (idempotent)")
     actions.add_parser("revert", help="restore OpenRLHF byte for byte")
-    actions.add_parser("status", help="state of every touched file; exit 0 if all are patched, else 1")
+    actions.add_parser("status", help="state of every touched file; exit status 0 if all are patched, else 1")
     manifest = actions.add_parser("manifest", help="for maintainers: write manifest.json after editing a patch")
     manifest.add_argument("pristine", type=Path, help="folder that holds the unpatched openrlhf/ of that release")
     manifest.add_argument("series", type=Path, help="for example patches/openrlhf-0.11.2")

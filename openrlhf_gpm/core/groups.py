@@ -15,7 +15,8 @@ from openrlhf_gpm.core.preference import fp32, group_probs, mean_over_opponents,
 class Groups:
     """G groups: how their responses do against each other and against the opponent.
 
-    By default the opponent of a response is the rest of its group. Raises ValueError for groups of one.
+    By default the opponent of a response is the rest of its group. Raises ValueError for groups of one, and where one
+    of `against` and `weights` is given without the other.
     """
 
     scores: Tensor
@@ -31,6 +32,10 @@ class Groups:
         require_square(self.scores, "scores")
         if self.scores.shape[-1] < 2:
             raise ValueError("a group needs at least 2 responses to compare; raise --rollout.n_samples_per_prompt")
+        if (self.against is None) != (self.weights is None):
+            raise ValueError(
+                "`against` and `weights` go together: answers of another opponent, and how much each counts"
+            )
 
     def mean_score(self, include_self: bool = False) -> Tensor:
         """s_hat of eq. 5.6: (G, K) log-odds. include_self: the paper's 1/K, where the opponent is the group."""
@@ -48,7 +53,6 @@ class Groups:
         return self._mean(probs, include_self)
 
     def _mean(self, values: Tensor, include_self: bool) -> Tensor:
-        if self.against is None:
+        if self.weights is None:
             return mean_over_opponents(values, include_self)
-        assert self.weights is not None
         return (values * self.weights).sum(-1)

@@ -1,6 +1,6 @@
 """Preference data in every accepted form, as plain Python: no torch, no tokenizer.
 
-Errors are ValueErrors that say what is wrong with one row; the readers put its place in front.
+Errors are ValueErrors that say what is wrong with one row; the readers put the row's place in front.
 """
 
 from openrlhf_gpm.data.bad_rows import BadRows
@@ -28,7 +28,7 @@ from openrlhf_gpm.data.records import (
 )
 from openrlhf_gpm.data.rows import read_rows
 from openrlhf_gpm.data.survey import Survey
-from openrlhf_gpm.data.writing import replacing, to_row, write_groups, write_lines
+from openrlhf_gpm.data.writing import to_row, write_groups, write_lines
 
 __all__ = [
     "ULTRAFEEDBACK",
@@ -57,7 +57,6 @@ __all__ = [
     "read_preferences",
     "read_rows",
     "read_with",
-    "replacing",
     "split_by_prompt",
     "synthetic_cycle",
     "to_row",

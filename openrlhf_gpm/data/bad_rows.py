@@ -2,11 +2,11 @@
 
 from openrlhf_gpm.data.records import BadRow
 
-PLACES = 3  # named for each kind in a summary
+PLACES = 3  # how many places a summary names per kind
 
 
 class BadRows:
-    """Collects the rows that could not be used. `rows` is how many were read, good and bad."""
+    """Collects bad rows. `rows` counts all rows read, good and bad."""
 
     def __init__(self) -> None:
         self.rows = 0
@@ -19,12 +19,12 @@ class BadRows:
         return len(self.found)
 
     def add(self, where: str, reason: str | ValueError) -> None:
-        """Note one bad row: its place, and what is wrong; a BadRow brings the kind it is counted under."""
+        """Record one bad row: its place, and what is wrong. A BadRow knows the kind that it counts under."""
         kind = reason.kind if isinstance(reason, BadRow) else str(reason)
         self.found.append((where, kind, str(reason)))
 
     def by_kind(self) -> dict[str, list[str]]:
-        """Kind -> places, the most frequent kind first."""
+        """Maps each kind to its places, the most frequent kind first."""
         kinds: dict[str, list[str]] = {}
         for where, kind, _ in self.found:
             kinds.setdefault(kind, []).append(where)

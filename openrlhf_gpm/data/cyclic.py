@@ -1,7 +1,7 @@
-"""Preferences that go round in a circle, which no scalar reward can express.
+"""Cyclic preferences, which no scalar reward can express.
 
-Two builders. `attribute_cycle` finds cycles in real ratings, in the spirit of section 6.1 of arXiv:2410.02197: the
-comparisons of one prompt's responses are decided by different attributes, so that A beats B on the first, B beats C on
+Two builders. `attribute_cycle` finds cycles in real ratings, in the spirit of section 6.1 of arXiv:2410.02197:
+different attributes decide the comparisons of one prompt's responses, so that A beats B on the first, B beats C on
 the second and C beats A on the third. `synthetic_cycle` imposes a cycle on the responses of n models.
 """
 
@@ -16,15 +16,15 @@ from openrlhf_gpm.data.records import BadRow, Comparison, Group, PreferenceGroup
 ULTRAFEEDBACK = ("instruction_following", "honesty", "truthfulness", "helpfulness")
 """UltraFeedback's attributes, in the order of the paper's cycle."""
 
-MAX_ORDERS = 500_000  # of responses to look through for one prompt
+MAX_ORDERS = 500_000  # orders of responses to try for one prompt
 
 
 def attribute_cycle(rated: RatedGroup, attributes: Sequence[str], subset: str | None = None) -> PreferenceGroup | None:
-    """The clearest cycle of n = len(attributes) >= 3 responses, or None where the ratings hold none.
+    """The clearest cycle of n = len(attributes) >= 3 responses, or None if the ratings hold none.
 
     Response l beats response l + 1, and the last the first, because attributes[l] rates it strictly higher: comparison
-    l is decided by attribute l. The clearest cycle has the largest smallest lead, then the largest sum of leads, then
-    the lowest indices. Responses without one of the ratings they need, and equal texts, are not used.
+    l is decided by attribute l. The clearest cycle is the one whose smallest lead is largest, then the largest sum of
+    leads, then the lowest indices. Responses that lack a rating they need, and equal texts, are not used.
 
     Raises BadRow for a row without one of the attributes.
     """
@@ -50,7 +50,7 @@ def attribute_cycle(rated: RatedGroup, attributes: Sequence[str], subset: str | 
 
 
 def _paths(start: list[int], table: Sequence[Sequence[float | None]], texts: Sequence[str]) -> Iterator[list[int]]:
-    """Sequences of len(table) different responses of which each beats the next on the attribute of its place."""
+    """Sequences of len(table) different responses; each beats the next on the attribute of its position."""
     if len(start) == len(table):
         yield start
         return
@@ -65,7 +65,7 @@ def _lead(ratings: Sequence[float | None], i: int, j: int) -> float:
 
 
 def cyclic_sets(rated: RatedGroup, attributes: Sequence[str] = ULTRAFEEDBACK) -> dict[str, PreferenceGroup | None]:
-    """The paper's sets: for each attribute, the cycle that the others decide, or None, under "no_<attribute>".
+    """The paper's sets: maps "no_<attribute>" to the cycle that the other attributes decide, or None.
 
     Dropping one of the four attributes leaves cycles of three responses. Raises ValueError for fewer than 4
     attributes, BadRow for a row without one of them.
@@ -74,7 +74,7 @@ def cyclic_sets(rated: RatedGroup, attributes: Sequence[str] = ULTRAFEEDBACK) ->
 
 
 def omissions(attributes: Sequence[str]) -> dict[str, list[str]]:
-    """ "no_<attribute>" -> the other attributes, in order."""
+    """Maps "no_<attribute>" to the other attributes, in order."""
     if len(attributes) < 4 or len(set(attributes)) != len(attributes):
         raise ValueError(
             f"give at least 4 different attributes, so that 3 are left without one, got {', '.join(attributes)}"
@@ -85,8 +85,9 @@ def omissions(attributes: Sequence[str]) -> dict[str, list[str]]:
 def cycle_comparisons(n: int, full: bool = False, reverse: bool = False) -> list[Comparison]:
     """Response i beats i + 1, the last beats the first: n comparisons of n >= 3 responses.
 
-    full: a tournament of n (n - 1) / 2 comparisons for odd n: i beats the (n - 1) / 2 that follow, round the circle.
-    reverse: every comparison the other way round.
+    full: a tournament of n (n - 1) / 2 comparisons for odd n: i beats the (n - 1) / 2 responses after it on the
+        circle.
+    reverse: swaps the two responses of every comparison.
     """
     if n < 3:
         raise ValueError(f"a cycle needs at least 3 responses, got {n}")
@@ -106,13 +107,13 @@ def synthetic_cycle(
     seed: int = 0,
     subset: str | None = None,
 ) -> PreferenceGroup:
-    """A cycle over the first n responses of a group, the same for every prompt: the order stands for n models.
+    """A cycle over the first n responses of a group, the same for every prompt: position i is the i-th of n models.
 
-    random_direction: the negative control. A coin decides for each prompt, by the hash of prompt and seed, whether the
-    cycle runs forwards or backwards, so nothing that is learnt carries over to other prompts.
-    Raises BadRow for fewer than n responses, for empty ones and for equal ones.
+    random_direction: the negative control. The hash of prompt and seed decides whether the cycle runs forwards or
+    backwards, so nothing that a model learns carries over to other prompts.
+    Raises BadRow for fewer than n responses, an empty response, or equal responses.
     """
-    # Another seed than that of a split, which else would hold out prompts of one direction.
+    # Not the hash of a split, which would then hold out prompts of one direction only.
     key = f"direction\0{prompt_key(group.prompt, group.responses)}"
     comparisons = cycle_comparisons(n, full, random_direction and unit_hash(key, seed) < 0.5)
     responses = group.responses[:n]

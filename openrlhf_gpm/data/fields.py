@@ -1,4 +1,4 @@
-"""Checks of single values of a row; each raises BadRow with the name of the value and what is wrong with it."""
+"""Checks of a row's values. Each raises BadRow, which names the value and says what is wrong with it."""
 
 import json
 import math
@@ -11,12 +11,12 @@ from openrlhf_gpm.data.records import BadRow
 
 SHOWN = 40  # characters of a user's value in a message
 SHOWN_NAMES = 16  # columns
-MAX_DEPTH = 64  # of nested values
-MAX_RESPONSES = 1000  # of a group whose comparisons are all of its pairs: they are kept in memory
+MAX_DEPTH = 64  # nested values
+MAX_RESPONSES = 1000  # in a group that compares all of its pairs, which are kept in memory
 
 
 def plain(value: Any, depth: int = 0) -> Any:
-    """The value in plain Python: arrays and numpy or pyarrow scalars become lists and numbers, Decimal a float."""
+    """The value in plain Python: arrays become lists, numpy and pyarrow scalars numbers, Decimal a float."""
     if value is None or isinstance(value, (str, bool, int, float)):
         item = getattr(value, "item", None)  # numpy.float64 is a float, numpy.str_ a str
         return value if item is None else item()
@@ -35,14 +35,14 @@ def plain(value: Any, depth: int = 0) -> Any:
 
 
 def plain_row(row: Any, form: str) -> dict[str, Any]:
-    """The row as a dict of plain values; `form` ends the message when the row is no object."""
+    """The row as a dict of plain values. `form` ends the message if the row is not an object."""
     if not isinstance(row, Mapping):
         raise BadRow("not an object", f"expected a JSON object, got {type_of(row)}; {form}")
     return {name: plain(value) for name, value in row.items()}
 
 
 def text_of(value: Any, name: str) -> str:
-    """`value` if it is text that can be encoded."""
+    """`value`, checked to be text that can be encoded."""
     if not isinstance(value, str):
         raise BadRow("wrong type", f"{name} must be text, got {type_of(value)}")
     if not value.isascii():
@@ -56,7 +56,7 @@ def text_of(value: Any, name: str) -> str:
 
 
 def messages_of(value: Any, name: str) -> list[Message]:
-    """A copy of a list of messages without their null fields."""
+    """A checked copy of a list of messages, without null fields."""
     if not isinstance(value, list):
         raise BadRow("wrong type", f"{name!r} must be text or a list of messages, got {type_of(value)}")
     if not value:
@@ -72,7 +72,7 @@ def messages_of(value: Any, name: str) -> list[Message]:
 
 
 def prompt_of(value: Any, name: str) -> Prompt:
-    """Text, or messages that do not end with the assistant's."""
+    """A prompt: text, or messages that do not end with the assistant's."""
     if isinstance(value, str):
         return text_of(value, repr(name))
     messages = messages_of(value, name)
@@ -101,7 +101,7 @@ def split_response(value: Any, name: str) -> tuple[list[Message] | None, str]:
 
 
 def texts_of(value: Any, name: str, forms: str, limit: int | None = MAX_RESPONSES) -> list[str]:
-    """The texts of 1 to `limit` responses, none empty, from a list; `forms` ends the message when it is none."""
+    """The texts of 1 to `limit` responses, none empty. `forms` ends the message if `value` is not a list."""
     if not isinstance(value, list):
         raise BadRow("wrong type", f"{name!r} must be a list of texts, got {type_of(value)}; {forms}")
     if not value or (limit and len(value) > limit):
@@ -118,7 +118,7 @@ def texts_of(value: Any, name: str, forms: str, limit: int | None = MAX_RESPONSE
 
 
 def number_of(value: Any, name: str, remedy: str) -> float:
-    """A finite float."""
+    """`value` as a finite float."""
     try:
         if isinstance(value, (int, float)) and math.isfinite(value):
             return float(value)
@@ -128,7 +128,7 @@ def number_of(value: Any, name: str, remedy: str) -> float:
 
 
 def label_of(value: Any, name: str = "'label'", first: str = "chosen", second: str = "rejected") -> float:
-    """A probability."""
+    """`value` as a probability in [0, 1]."""
     label = number_of(value, name, "leave it out for 1")
     if not 0 <= label <= 1:
         raise BadRow(
@@ -139,10 +139,10 @@ def label_of(value: Any, name: str = "'label'", first: str = "chosen", second: s
 
 
 def comparison_of(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Columns label (default 1, or the probability that belongs to log_odds), margin (0) and log_odds (None)."""
+    """Columns label (default 1, or the sigmoid of log_odds), margin (default 0) and log_odds (default None)."""
     log_odds, label, margin = (row.get(name) for name in ("log_odds", "label", "margin"))
     if log_odds is not None:
-        log_odds = number_of(log_odds, "'log_odds'", "leave it out where there is none")
+        log_odds = number_of(log_odds, "'log_odds'", "leave it out if there is none")
     if label is not None:
         label = label_of(label)
     elif log_odds is None:
@@ -154,7 +154,7 @@ def comparison_of(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def json_of(value: Any, name: str) -> Any:
-    """`value` if it can be written as JSON again."""
+    """`value`, checked to be writable as JSON."""
     try:
         json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
     except (TypeError, ValueError):
@@ -163,7 +163,7 @@ def json_of(value: Any, name: str) -> Any:
 
 
 def id_of(row: Mapping[str, Any]) -> Any:
-    """The row's id as it is, if it can be written as JSON again; None without one."""
+    """The row's id, unchanged and writable as JSON; None without one."""
     value = row.get("id")
     return value if value is None or isinstance(value, int) else json_of(value, "'id'")
 
@@ -177,19 +177,19 @@ def subset_of(row: Mapping[str, Any]) -> str | None:
 
 
 def names_of(row: Mapping[str, Any]) -> str:
-    """The columns that hold something, for a message."""
+    """The columns that are not null, for a message."""
     names = [name for name, value in row.items() if value is not None]
     more = f" and {len(names) - SHOWN_NAMES} more" if len(names) > SHOWN_NAMES else ""
     return listed(names[:SHOWN_NAMES]) + more or "nothing"
 
 
 def listed(names: Iterable[Any]) -> str:
-    """Names as they may stand in a message."""
+    """Names as a message shows them."""
     return ", ".join(n if (n := str(name)).isprintable() and len(n) <= SHOWN else shown(n) for name in names)
 
 
 def shown(value: Any) -> str:
-    """A value of the user's as it may stand in a message: short and printable."""
+    """A user's value as a message shows it: short and printable."""
     if isinstance(value, (str, int, float)) or value is None:
         text = repr(value[: SHOWN + 1]) if isinstance(value, str) else repr(value)
         return text if len(text) <= SHOWN + 2 else f"{text[:SHOWN]}..."

@@ -1,4 +1,4 @@
-"""Many groups: equal prompts put together, held-out prompts set apart, groups taken apart into pairs."""
+"""Operations on many groups: merge equal prompts, hold prompts out, split groups into pairs."""
 
 import hashlib
 from collections.abc import Iterable, Iterator
@@ -8,11 +8,11 @@ from openrlhf_gpm.data.records import Comparison, PreferenceGroup
 
 
 def merge_prompts(groups: Iterable[PreferenceGroup]) -> list[PreferenceGroup]:
-    """One group for each prompt, in order of first appearance, with all comparisons of its rows.
+    """One group per prompt, in order of first appearance, with all comparisons of its rows.
 
     Equal responses are stored once, so a scorer encodes each once. The group has the id of its first row, and the
     subset that all its rows share, else None. Repeated comparisons stay: they are repeated judgements. Rows whose
-    prompt is "" (whole texts) come together only where their responses are equal.
+    prompt is "" (whole texts) are merged only if their responses are equal.
     """
     rows: dict[str, list[PreferenceGroup]] = {}
     for group in groups:
@@ -38,10 +38,10 @@ def _merged(groups: list[PreferenceGroup]) -> PreferenceGroup:
 def split_by_prompt(
     groups: Iterable[PreferenceGroup], fraction: float, seed: int = 0
 ) -> tuple[list[PreferenceGroup], list[PreferenceGroup]]:
-    """(train, held out), each in the given order; about `fraction`, in (0, 1), of the prompts are held out.
+    """(train, held out), each in the given order. About `fraction`, in (0, 1), of the prompts is held out.
 
-    The hash of prompt and seed alone decides, so no prompt is on both sides, and a prompt keeps its side when rows
-    are reordered or others are added. Rows whose prompt is "" (whole texts) are each their own prompt.
+    Only the hash of prompt and seed decides, so no prompt is on both sides, and a prompt keeps its side when rows
+    are reordered or added. Each row with the prompt "" (whole texts) is its own prompt.
     """
     if not 0 < fraction < 1:
         raise ValueError(f"fraction must be above 0 and below 1, got {fraction}")
@@ -52,7 +52,7 @@ def split_by_prompt(
 
 
 def unit_hash(text: str, seed: int) -> float:
-    """A number in [0, 1) that depends on text and seed only."""
+    """A number in [0, 1) that depends only on text and seed."""
     digest = hashlib.sha256(f"{seed}\0{text}".encode()).digest()
     return int.from_bytes(digest[:6], "big") / 2**48
 

@@ -1,4 +1,4 @@
-"""Groups: a prompt with K responses, alone (to be scored) or with what is known about them (to learn from)."""
+"""Groups: a prompt with K responses, alone (to be scored) or with comparisons (to learn from)."""
 
 from collections.abc import Callable, Mapping
 from itertools import combinations
@@ -53,8 +53,8 @@ def normalise_group(row: Any) -> Group:
 def normalise_preference(row: Mapping[str, Any], keys: PairKeys | None = None) -> PreferenceGroup:
     """Read one row in any accepted form (docs/data.md): pairs, lists, scores, ranks, comparisons, ratings.
 
-    The form is recognised by the columns that hold something, in the order of `form_of`. Values of numpy and pyarrow
-    become plain Python. Optional columns: id (kept as it is), subset, and for pairs label, margin, log_odds.
+    The columns that are not null decide the form, in the order of `form_of`. Values of numpy and pyarrow become plain
+    Python. Optional columns: id (kept unchanged), subset, and for pairs label, margin, log_odds.
 
     Raises BadRow, a ValueError that says what is wrong with the row.
     """
@@ -64,9 +64,9 @@ def normalise_preference(row: Mapping[str, Any], keys: PairKeys | None = None) -
 
 
 def form_of(row: Mapping[str, Any], keys: PairKeys | None = None) -> str:
-    """Which form a row of plain values has: "pair", "lists", "compared", "scored", "ranked" or "rated".
+    """The form of a row of plain values: "pair", "lists", "compared", "scored", "ranked" or "rated".
 
-    chosen and rejected decide where both are there; then comparisons, scores, ranks, ratings, in this order.
+    chosen and rejected decide if both are there; then comparisons, scores, ranks, ratings, in this order.
     """
     keys = keys or PairKeys()
     present = {name for name, value in row.items() if value is not None}
@@ -90,7 +90,7 @@ def form_of(row: Mapping[str, Any], keys: PairKeys | None = None) -> str:
 
 
 def form_title(row: Mapping[str, Any], keys: PairKeys | None = None) -> str:
-    """What `form_of` found, in words; for a row that `normalise_preference` reads."""
+    """The form of a row that `normalise_preference` reads, in words."""
     keys = keys or PairKeys()
     row = plain_row(row, FORMS)
     form = form_of(row, keys)
@@ -120,7 +120,7 @@ def _lists(row: dict[str, Any], keys: PairKeys) -> PreferenceGroup:
         for name in (keys.chosen, rejected_key)
     )
     n = len(chosen)
-    known = comparison_of(row)  # what the row says of one comparison holds for each
+    known = comparison_of(row)  # the row's label, margin and log_odds hold for each comparison
     comparisons = [Comparison(i, n + j, **known) for i in range(n) for j in range(len(rejected))]
     return _group(row, keys, chosen + rejected, comparisons)
 
@@ -167,7 +167,7 @@ def _ranked(row: dict[str, Any], keys: PairKeys) -> PreferenceGroup:
 
 
 def _rated(row: dict[str, Any], keys: PairKeys) -> PreferenceGroup:
-    """The mean of the attributes that all responses are rated on decides."""
+    """Comparisons by the mean over the attributes on which all responses are rated."""
     rated = normalise_rated(row, keys)
     return _group(row, keys, rated.responses, all_pairs(mean_ratings(rated), _higher), rated.prompt)
 
@@ -181,7 +181,7 @@ def _lower(a: float, b: float) -> bool:
 
 
 def all_pairs(values: list[float], better: Callable[[float, float], bool]) -> list[Comparison]:
-    """Every pair of K values, the better one first; equal ones with label 0.5, in order."""
+    """A comparison for every pair of K values, the better one first; equal values get label 0.5."""
     return [
         Comparison(i, j)
         if better(values[i], values[j])
@@ -199,7 +199,7 @@ def _group(
     comparisons: list[Comparison],
     prompt: Prompt | None = None,
 ) -> PreferenceGroup:
-    """The checked group. A tie between equal texts says nothing and is left out; anything else about them is wrong."""
+    """The checked group. A tie between equal texts is dropped; a preference between them is an error."""
     kept = []
     for c in comparisons:
         if responses[c.first] != responses[c.second]:
@@ -224,7 +224,7 @@ def _numbers(row: Mapping[str, Any], name: str, size: int) -> list[float]:
     values = row[name]
     if not isinstance(values, list) or len(values) != size:
         got = f"{len(values)}" if isinstance(values, list) else type_of(values)
-        raise BadRow("wrong type", f"{name!r} must be a list of {size} numbers, one for each response, got {got}")
+        raise BadRow("wrong type", f"{name!r} must be a list of {size} numbers, one per response, got {got}")
     return [number_of(value, f"'{name}[{i}]'", "every response needs one") for i, value in enumerate(values)]
 
 

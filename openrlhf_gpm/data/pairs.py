@@ -1,4 +1,4 @@
-"""Pairs: one chosen and one rejected response, in every form that is in use."""
+"""Pairs: one chosen and one rejected response, in every form in use."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -18,17 +18,17 @@ PAIR_FORMS = (
     "accepted forms: prompt/chosen/rejected as text or messages; chosen/rejected as whole conversations that differ "
     "in the last assistant message only; chosen/rejected as whole texts; instruction/chosen/reject"
 )
-TURN = "\n\nAssistant:"  # what stands before each of the assistant's turns in the texts of hh-rlhf
+TURN = "\n\nAssistant:"  # precedes each of the assistant's turns in the texts of hh-rlhf
 
 
 def normalise_pair(row: Mapping[str, Any], keys: PairKeys | None = None) -> Pair:
-    """Read one row in any of the forms of `PAIR_FORMS`; columns that hold None count as absent.
+    """Read one row in any of the forms of `PAIR_FORMS`. A column that is None counts as absent.
 
     A response is text, a list with one assistant message, one such message, or {"response": text} (authors). With a
     prompt column, chosen and rejected may also be whole conversations that repeat it: their shared messages are then
     the prompt. Whole texts in hh-rlhf's notation ("\\n\\nHuman: ... \\n\\nAssistant: ...") are cut after the last
-    "Assistant:"; other whole texts have the prompt "". Optional columns: system (text, in front of the prompt), label
-    (default 1), margin (default 0) and log_odds, numbers.
+    "Assistant:"; other whole texts have the prompt "". Optional columns: system (the prompt's first message), and
+    the numbers label (default 1), margin (default 0) and log_odds.
 
     Raises ValueError for a missing column, an empty response, equal responses, conversations that differ before the
     last assistant message or have none, a label outside [0, 1], or a value of the wrong type.
@@ -48,7 +48,7 @@ def normalise_pair(row: Mapping[str, Any], keys: PairKeys | None = None) -> Pair
     if chosen == rejected:
         raise BadRow(
             "equal responses",
-            f"{chosen_key!r} and {rejected_key!r} are equal, which is no preference; drop the row",
+            f"{chosen_key!r} and {rejected_key!r} are equal, so neither can be preferred; drop the row",
         )
     prompt = with_system(row, _joined_prompt(prompt, chosen_lead))
     return Pair(prompt, chosen, rejected, **comparison_of(row))
@@ -68,7 +68,7 @@ def pair_columns(row: Mapping[str, Any], keys: PairKeys) -> tuple[str | None, st
 
 
 def _cut_dialogue(chosen: str, rejected: str) -> tuple[str | None, str, str]:
-    """The shared dialogue of two whole texts in hh-rlhf's notation (None where they are not), and the two answers."""
+    """The shared dialogue of two whole texts in hh-rlhf's notation (None if they are not), and the two answers."""
     cut = chosen.rfind(TURN) + len(TURN)
     if cut < len(TURN) or cut != rejected.rfind(TURN) + len(TURN) or chosen[:cut] != rejected[:cut]:
         return None, chosen, rejected
@@ -76,7 +76,7 @@ def _cut_dialogue(chosen: str, rejected: str) -> tuple[str | None, str, str]:
 
 
 def _joined_prompt(prompt: Prompt | None, lead: list[Message] | None) -> Prompt:
-    """The prompt from its own column (None: there is none) and from the messages that lead to both responses."""
+    """The prompt, from its own column (None without one) and the messages before both responses."""
     if prompt is None:
         if lead == []:
             raise BadRow(

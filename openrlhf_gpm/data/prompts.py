@@ -1,4 +1,4 @@
-"""The prompt of a row, and when two prompts are the same."""
+"""The prompt of a row, and the key that is equal for equal prompts."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -10,12 +10,12 @@ from openrlhf_gpm.data.records import BadRow, PairKeys
 
 
 def prompt_column(row: Mapping[str, Any], keys: PairKeys) -> str | None:
-    """Name of the row's prompt column: the one that was asked for, or "prompt" or "instruction"; None without one."""
+    """Name of the row's prompt column: the one in `keys`, else "prompt" or "instruction"; None without one."""
     return keys.prompt or next((name for name in ("prompt", "instruction") if row.get(name) is not None), None)
 
 
 def group_prompt(row: Mapping[str, Any], keys: PairKeys, forms: str) -> Prompt:
-    """The prompt of a row that must have one; `forms` ends the message when it has none."""
+    """The prompt of a row that must have one. `forms` ends the message if it has none."""
     name = prompt_column(row, keys) or "prompt"
     if row.get(name) is None:
         raise BadRow("missing column", f"column {name!r} is missing (there is: {names_of(row)}); {forms}")
@@ -23,11 +23,11 @@ def group_prompt(row: Mapping[str, Any], keys: PairKeys, forms: str) -> Prompt:
 
 
 def with_system(row: Mapping[str, Any], prompt: Prompt) -> Prompt:
-    """The prompt with the text of the `system` column, where the row has one, as its first message."""
+    """The prompt, with the text of the `system` column (if any) as its first message."""
     if not row.get("system"):
         return prompt
     if prompt == "":
-        raise BadRow("wrong roles", "whole texts have no place for a 'system' column; put it into the texts")
+        raise BadRow("wrong roles", "whole texts cannot have a 'system' column; put it into the texts")
     system = {"role": "system", "content": text_of(row["system"], "'system'")}
     messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
     if messages[0] == system:
@@ -38,9 +38,10 @@ def with_system(row: Mapping[str, Any], prompt: Prompt) -> Prompt:
 
 
 def prompt_key(prompt: Prompt, responses: Sequence[str]) -> str:
-    """Equal for equal prompts; a text is the same as one user message.
+    """A key that is equal for equal prompts; a text is the same as one user message.
 
-    Rows with an empty prompt hold whole texts, whose prompts nobody knows: there the responses, in any order, count.
+    Rows with an empty prompt hold whole texts, whose prompt is unknown. Their key is made of the responses, in any
+    order.
     """
     if prompt == "":
         return json.dumps(["", *sorted(responses)])

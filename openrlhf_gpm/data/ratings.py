@@ -9,9 +9,9 @@ from openrlhf_gpm.data.records import BadRow, PairKeys, RatedGroup
 
 RATED_FORMS = (
     'accepted forms: instruction/completions, with "response" and "annotations": {attribute: {"Rating": ...}} in each '
-    "completion (UltraFeedback); prompt/responses/ratings, with ratings {attribute: [one number for each response]}"
+    "completion (UltraFeedback); prompt/responses/ratings, with ratings {attribute: [one number per response]}"
 )
-UNRATED = ("", "n/a", "na", "none", "null", "-")  # UltraFeedback writes N/A where the judge gave no number
+UNRATED = ("", "n/a", "na", "none", "null", "-")  # UltraFeedback writes N/A if the judge gave no number
 
 
 def is_rated(row: Mapping[str, Any]) -> bool:
@@ -46,7 +46,7 @@ def normalise_rated(row: Any, keys: PairKeys | None = None) -> RatedGroup:
             got = f"{len(values)}" if isinstance(values, list) else type_of(values)
             raise BadRow(
                 "wrong type",
-                f"the ratings of {shown(name)} must be a list of {len(responses)}, one for each response, got {got}",
+                f"the ratings of {shown(name)} must be a list of {len(responses)}, one per response, got {got}",
             )
     table = {
         name: [_rating(value, f"the rating of {shown(name)} of response {i}") for i, value in enumerate(values)]
@@ -59,7 +59,7 @@ def normalise_rated(row: Any, keys: PairKeys | None = None) -> RatedGroup:
 def mean_ratings(rated: RatedGroup) -> list[float]:
     """K means over the attributes on which every response has a rating.
 
-    Raises BadRow where there is no such attribute: means over different attributes do not compare.
+    Raises BadRow without such an attribute, because means over different attributes are not comparable.
     """
     complete = [[x for x in values if x is not None] for values in rated.ratings.values() if None not in values]
     if not complete:
@@ -86,4 +86,4 @@ def _rating(value: Any, name: str) -> float | None:
             value = float(text)
         except ValueError:
             raise BadRow("wrong type", f"{name} must be a number, got {shown(text)}") from None
-    return None if value is None else number_of(value, name, 'write null or "N/A" where there is none')
+    return None if value is None else number_of(value, name, 'write null or "N/A" for no rating')

@@ -1,4 +1,4 @@
-"""Preference data from files: rows read, normalised, and the bad ones refused or counted."""
+"""Reads preference data from files: normalises rows, and refuses or counts bad ones."""
 
 from collections.abc import Callable, Iterator, Mapping
 from os import PathLike
@@ -19,12 +19,12 @@ def read_preferences(
     report: BadRows | None = None,
     max_chars: int | None = None,
 ) -> Iterator[tuple[str, PreferenceGroup]]:
-    """Preference groups of a file or dataset in any accepted form: yields (where, group) in order, lazily.
+    """Yield (where, group) for the rows of a file or dataset in any accepted form, in order, lazily.
 
     on_bad: "refuse" raises ValueError "where: what is wrong" at the first bad row; "skip" leaves bad rows out and
-        notes them in `report`. A file that cannot be read raises in either case.
+        records them in `report`. A file that cannot be read raises in either case.
     report: counts rows, good and bad.
-    max_chars: rows whose prompt with its longest response has more characters are bad; None: any length.
+    max_chars: a row is bad if its prompt and longest response together have more characters; None: any length.
     """
 
     return read_with(path, preference_reader(keys, max_chars), on_bad, report)
@@ -33,7 +33,7 @@ def read_preferences(
 def preference_reader(
     keys: PairKeys | None = None, max_chars: int | None = None
 ) -> Callable[[Mapping[str, Any]], PreferenceGroup]:
-    """`normalise_preference` that also refuses rows of more than `max_chars` characters."""
+    """A `normalise_preference` that also refuses rows of more than `max_chars` characters."""
 
     def read(row: Mapping[str, Any]) -> PreferenceGroup:
         group = normalise_preference(row, keys)
@@ -47,7 +47,7 @@ def preference_reader(
 def read_with(
     path: str | PathLike[str], normalise: Callable[[Any], T], on_bad: str = "refuse", report: BadRows | None = None
 ) -> Iterator[tuple[str, T]]:
-    """`read_preferences` for any normaliser of rows that raises ValueError."""
+    """As `read_preferences`, for any row normaliser that raises ValueError."""
     if on_bad not in ("refuse", "skip"):
         raise ValueError(f"on_bad must be 'refuse' or 'skip', got {on_bad!r}")
     report = BadRows() if report is None else report
@@ -72,19 +72,19 @@ def _read(
 
 
 def longest(group: PreferenceGroup) -> int:
-    """Characters of the prompt with the longest response."""
+    """Number of characters of the prompt and its longest response together."""
     return prompt_chars(group) + max(map(len, group.responses))
 
 
 def prompt_chars(group: PreferenceGroup) -> int:
-    """Characters of the prompt; of messages, their contents."""
+    """Number of characters of the prompt; for messages, of their contents."""
     if isinstance(group.prompt, str):
         return len(group.prompt)
     return sum(len(message["content"]) for message in group.prompt)
 
 
 def read_groups(path: str | PathLike[str]) -> Iterator[tuple[int, Group]]:
-    """Read a JSONL file of groups, one a line: yields (line number from 1, Group) in file order; skips blank lines.
+    """Yield (line number from 1, Group) for a JSONL file with one group per line, in order; blank lines are skipped.
 
     Raises ValueError that starts with file:line for a line that is not UTF-8, not JSON or not a group. Lazy: the
     error comes when its line is reached.

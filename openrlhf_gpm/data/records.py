@@ -1,4 +1,4 @@
-"""What preference data is once it has been read: the records that every other part of the project works with.
+"""The records of preference data that every other part of the project works with.
 
 A *group* is one prompt with its K responses; a *pair* is a group of two. A prompt is text, or messages
 ({"role", "content"} dicts) that end before the response.
@@ -11,7 +11,7 @@ from openrlhf_gpm.config import Prompt
 
 
 class BadRow(ValueError):
-    """One row is no usable preference data. `kind` is the short name under which such rows are counted."""
+    """A row that is not usable preference data. `kind` is the short name under which such rows are counted."""
 
     def __init__(self, kind: str, message: str) -> None:
         super().__init__(message)
@@ -20,20 +20,20 @@ class BadRow(ValueError):
 
 @dataclass(frozen=True)
 class PairKeys:
-    """The columns of a pair. Other names than the defaults come from the --data.*_key flags."""
+    """The columns of a pair. The --data.*_key flags set other names than the defaults."""
 
     prompt: str | None = None
-    """None: "prompt" or "instruction" where the row has one, else the prompt is inside chosen and rejected."""
+    """None: "prompt" or "instruction" if the row has one; otherwise the prompt is inside chosen and rejected."""
 
     chosen: str = "chosen"
 
     rejected: str = "rejected"
-    """The authors' name "reject" is found too, when this is the default."""
+    """With the default, the authors' name "reject" is found too."""
 
 
 @dataclass(frozen=True)
 class Pair:
-    """One comparison, whatever form it was written in."""
+    """One comparison, from any form."""
 
     prompt: Prompt
     """Text, or messages up to the response; "" when chosen and rejected are whole texts."""
@@ -49,12 +49,12 @@ class Pair:
     """How far chosen should be ahead, in raw score units (before the division by tau)."""
 
     log_odds: float | None = None
-    """The score to regress on, log(P / (1 - P)), where the row gives one."""
+    """The score to regress on, log(P / (1 - P)), if the row gives one."""
 
 
 @dataclass(frozen=True)
 class Group:
-    """The responses of one prompt, to be compared with each other. Responses may be empty, as truncated ones are."""
+    """The responses of one prompt, to be compared with each other. A response may be empty (a truncated one)."""
 
     prompt: Prompt
     responses: list[str]
@@ -76,7 +76,7 @@ class Comparison:
     """How far first should be ahead, in raw score units (before the division by tau)."""
 
     log_odds: float | None = None
-    """The score of first over second to regress on, where the data gives one."""
+    """The score of first over second to regress on, if the data gives one."""
 
 
 @dataclass(frozen=True)
@@ -100,5 +100,5 @@ class RatedGroup:
     prompt: Prompt
     responses: list[str]
     ratings: dict[str, list[float | None]]
-    """Attribute -> K ratings, higher is better; None where a response has none."""
+    """Maps each attribute to K ratings, higher is better; None for a response without one."""
     id: Any = None

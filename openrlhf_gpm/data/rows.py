@@ -1,8 +1,8 @@
-"""Rows of a file, whatever its format, with the place of each: JSONL, gzipped JSONL, JSON, parquet, CSV, TSV, or a
+"""The rows of a file in any format, each with its place: JSONL, JSON (both also gzipped), parquet, CSV, TSV, or a
 dataset that `datasets` loads by name.
 
-A row that cannot be read (not UTF-8, not JSON) is handed on as a BadRow in the place of the row, so that the reader
-decides; a file that cannot be read is a ValueError that names it.
+A row that cannot be read (not UTF-8, not JSON) is yielded as a BadRow, so that the reader decides. A file that cannot
+be read is a ValueError that names it.
 """
 
 import gzip
@@ -23,11 +23,11 @@ DATASET = re.compile(r"[\w.-]+(/[\w.-]+)?(:[\w.\[\]%-]+)?")
 
 
 def read_rows(path: str | PathLike[str]) -> Iterator[tuple[str, Any]]:
-    """Rows of a file, or of a dataset by name ("owner/name" or "owner/name:split"): yields (where, row) in order.
+    """Yield (where, row) for a file, or for a dataset by name ("owner/name" or "owner/name:split"), in order.
 
     `where` is "file:line" for JSONL, else "file, row N" from 1. Lazy: an error comes when its row is reached.
-    Raises ValueError, one line that starts with the place, for a row or a file that cannot be read and for a file
-    without rows; FileNotFoundError.
+    Raises ValueError, one line that starts with the place, for a row or a file that cannot be read, and for a file
+    without rows; FileNotFoundError for a missing file.
     """
     for where, row in raw_rows(path):
         if isinstance(row, BadRow):
@@ -46,7 +46,7 @@ def raw_rows(path: str | PathLike[str]) -> Iterator[tuple[str, Any]]:
 
 
 def decode_line(line: bytes, first: bool) -> Any:
-    """The JSON value in a line of a file, None for a blank line. Raises BadRow."""
+    """The JSON value of a line; None for a blank line. Raises BadRow."""
     try:
         text = line.decode("utf-8-sig" if first else "utf-8").strip()  # some editors write a BOM
     except UnicodeDecodeError as error:
@@ -55,7 +55,7 @@ def decode_line(line: bytes, first: bool) -> Any:
 
 
 def parse_json(text: str) -> Any:
-    """json.loads that raises BadRow."""
+    """The JSON value of a text. Raises BadRow."""
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
@@ -70,7 +70,7 @@ def parse_json(text: str) -> Any:
 
 
 def _reader(path: str | PathLike[str]) -> Callable[[Any], Iterator[tuple[str, Any]]]:
-    """The reader of a path, by its suffix; by its first bytes where the suffix says nothing."""
+    """The reader for a path, by its suffix, or by its first bytes if the suffix says nothing."""
     file = Path(path)
     suffix = next((s for s in sorted(SUFFIXES, key=len, reverse=True) if file.name.lower().endswith(s)), None)
     if not file.exists() and suffix is None and DATASET.fullmatch(str(path)):
@@ -89,7 +89,7 @@ def _reader(path: str | PathLike[str]) -> Callable[[Any], Iterator[tuple[str, An
         raise ValueError(
             f"{path} is a {magic} file: give it a name that ends with {magic}"
             if magic
-            else f"{path} is no {expected} file; fetch it again, or give it the name of what it is"
+            else f"{path} is not a {expected} file; fetch it again, or rename it to match its content"
         )
     if suffix.startswith(".jsonl"):
         return _jsonl_rows
@@ -120,7 +120,7 @@ def _jsonl_rows(path: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _whole(path: Any, file: Iterable[Any]) -> Iterator[Any]:
-    """The parts of a possibly gzipped file; its errors become ValueErrors that name the file."""
+    """The lines of a possibly gzipped file. Gzip errors become ValueErrors that name the file."""
     try:
         yield from file
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
@@ -137,7 +137,7 @@ def _json_rows(path: Any) -> Iterator[tuple[str, Any]]:
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8 ({error.reason} at byte {error.start})") from error
     except json.JSONDecodeError as error:
-        if error.msg.startswith("Extra data") and error.pos > 0:  # JSON lines under the name of JSON
+        if error.msg.startswith("Extra data") and error.pos > 0:  # JSON lines in a .json file
             yield from _jsonl_rows(path)
             return
         raise ValueError(f"{path}:{error.lineno}: not valid JSON ({error.msg} at column {error.colno})") from error

@@ -1,4 +1,4 @@
-"""What is in preference data: counts, lengths, labels, cycles; the numbers of `openrlhf-gpm data check`."""
+"""The numbers of `openrlhf-gpm data check`: counts, lengths, labels and cycles of preference data."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -10,12 +10,12 @@ from openrlhf_gpm.data.reading import prompt_chars
 from openrlhf_gpm.data.records import PreferenceGroup
 
 QUANTILES = (0.05, 0.5, 0.95, 1.0)
-FEW = 6  # group sizes that are listed one by one
+FEW = 6  # list group sizes one by one up to this many
 LABELS = ("1", "between 0.5 and 1", "0.5", "between 0 and 0.5", "0")
 
 
 class Survey:
-    """Gathers the numbers of one file, group by group."""
+    """Collects the numbers of one file, group by group."""
 
     def __init__(self) -> None:
         self.groups: list[PreferenceGroup] = []
@@ -23,7 +23,7 @@ class Survey:
         """Rows by form."""
 
     def add(self, group: PreferenceGroup, form: str) -> None:
-        """Count one row, whose form has this title."""
+        """Count one row; `form` is the title of its form."""
         self.groups.append(group)
         self.forms[form] += 1
 
@@ -42,7 +42,7 @@ class Survey:
             ("comparisons", f"{comparisons}"),
             ("prompts", f"{len(merged)}"),
             (
-                "responses a prompt",
+                "responses per prompt",
                 ", ".join(f"{count} with {size}" for size, count in sorted(sizes.items()))
                 if len(sizes) <= FEW
                 else percentiles([len(group.responses) for group in merged]),
@@ -55,11 +55,11 @@ class Survey:
         ]
         wordless = sum(group.prompt == "" for group in self.groups)
         if wordless:
-            lines.insert(4, ("without a prompt", f"{wordless} groups, each taken as its own prompt"))
+            lines.insert(4, ("without a prompt", f"{wordless} groups, each counted as its own prompt"))
         return lines
 
     def labels(self) -> dict[str, int]:
-        """Comparisons by label, in the classes of `LABELS`."""
+        """Number of comparisons by label, in the classes of `LABELS`."""
         counts = dict.fromkeys(LABELS, 0)
         for group in self.groups:
             for c in group.comparisons:
@@ -67,7 +67,7 @@ class Survey:
         return counts
 
     def longer_wins(self) -> str:
-        """How often the longer of two responses is preferred, ties of length or label left out."""
+        """How often the longer of two responses is preferred; ties in length or label are left out."""
         wins = total = 0
         for group in self.groups:
             for c in group.comparisons:

@@ -1,4 +1,4 @@
-"""Rows of tables: parquet, CSV, TSV, and the datasets that `datasets` loads by name. rows.py calls these."""
+"""Rows of tables (parquet, CSV, TSV) and of datasets that `datasets` loads by name. Called by rows.py."""
 
 import csv
 import json
@@ -22,11 +22,11 @@ JSON_COLUMNS = (
     "reject",
 )
 NUMBER_COLUMNS = ("label", "margin", "log_odds")
-BATCH = 256  # parquet rows in memory at a time
+BATCH = 256  # parquet rows in memory at once
 
 
 def parquet_rows(path: Any) -> Iterator[tuple[str, Any]]:
-    """Rows of a parquet file, a batch of them in memory at a time."""
+    """Yield (where, row) for a parquet file, with one batch in memory at a time."""
     try:
         import pyarrow
         import pyarrow.parquet
@@ -62,7 +62,7 @@ def _row_of(batch: Any) -> Any:
 
 
 def csv_rows(path: Any) -> Iterator[tuple[str, Any]]:
-    """Rows of a CSV or TSV file with a header. Empty cells are absent; JSON lists and numbers are read as such."""
+    """Yield (where, row) for a CSV or TSV file with a header. Empty cells are absent; JSON and numbers are parsed."""
     tabs = str(path).lower().endswith(".tsv")
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
@@ -102,16 +102,16 @@ def _cell(name: str, text: str) -> Any:
 
 
 def _is_messages(value: Any) -> bool:
-    """Whether a cell of a column of any name holds a conversation."""
+    """Whether a cell holds a conversation, whatever the column's name."""
     return isinstance(value, list) and bool(value) and all(isinstance(item, dict) and "role" in item for item in value)
 
 
 def dataset_rows(name: Any) -> Iterator[tuple[str, Any]]:
-    """Rows of "name" or "name:split"; without a split the only one, or train."""
+    """Yield (where, row) for "name" or "name:split". Without a split: the only one, or train."""
     try:
         import datasets
     except ImportError as error:
-        raise ValueError(f"{name} is no file, and loading it by name needs datasets (pip install datasets)") from error
+        raise ValueError(f"{name} is not a file, and a dataset name needs datasets (pip install datasets)") from error
     path, _, split = str(name).partition(":")
     try:
         loaded = datasets.load_dataset(path, split=split or None)

@@ -1,20 +1,19 @@
-"""Preference data to JSON lines, in the project's own forms."""
+"""Writes preference data as JSON lines, in the project's own forms."""
 
 import json
-import os
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TextIO
 
 from openrlhf_gpm.config import Message, Prompt
 from openrlhf_gpm.data.records import Comparison, PreferenceGroup
+from openrlhf_gpm.files import replacing
 
 
 def to_row(group: PreferenceGroup) -> dict[str, Any]:
-    """The row that `normalise_preference` reads as this group: a pair where it is one, else with comparisons.
+    """The row that `normalise_preference` reads as this group: a pair if it is one, otherwise with comparisons.
 
-    The responses of a pair are messages where its prompt is: OpenRLHF and TRL want both alike.
+    The responses of a pair are messages if its prompt is, because OpenRLHF and TRL want the same form for both.
     """
     row: dict[str, Any] = {"id": group.id, "subset": group.subset, "prompt": group.prompt}
     c = group.comparisons[0]
@@ -31,14 +30,14 @@ def _as_in(prompt: Prompt, response: str) -> str | list[Message]:
 
 
 def _compact(c: Comparison) -> Any:
-    """[i, j] or [i, j, label] where that says it all, else an object."""
+    """[i, j] or [i, j, label] if that says everything, otherwise an object."""
     if c.margin or c.log_odds is not None:
         return {"first": c.first, "second": c.second} | _knowledge(c)
     return [c.first, c.second] if c.label == 1 else [c.first, c.second, c.label]
 
 
 def _knowledge(c: Comparison) -> dict[str, float]:
-    """label, margin and log_odds, as far as they are not the defaults."""
+    """label, margin and log_odds, those that are not the default."""
     known: dict[str, float] = {}
     if c.label != 1 or c.log_odds is not None:
         known["label"] = c.label
@@ -50,29 +49,15 @@ def _knowledge(c: Comparison) -> dict[str, float]:
 
 
 def write_groups(path: str | Path, groups: Iterable[PreferenceGroup]) -> int:
-    """Write a JSONL file, which appears when it is complete -> number of lines."""
+    """Write a JSONL file, which appears when it is complete. Returns the number of lines."""
     with replacing(Path(path)) as (file,):
         return write_lines(file, groups)
 
 
 def write_lines(file: TextIO, groups: Iterable[PreferenceGroup]) -> int:
-    """Write groups to an open file, one a line -> number of lines."""
+    """Write groups to an open file, one per line. Returns the number of lines."""
     count = 0
     for group in groups:
         file.write(json.dumps(to_row(group), ensure_ascii=False, allow_nan=False) + "\n")
         count += 1
     return count
-
-
-@contextmanager
-def replacing(*paths: Path) -> Iterator[list[TextIO]]:
-    """Files to write to that take the place of `paths` together, when all are complete; on any error, none does."""
-    partial = [path.with_name(f".{path.name}.{os.getpid()}.partial") for path in paths]
-    try:
-        with ExitStack() as stack:
-            yield [stack.enter_context(open(path, "w", encoding="utf-8", newline="\n")) for path in partial]
-        for source, target in zip(partial, paths, strict=True):
-            os.replace(source, target)
-    finally:
-        for path in partial:
-            path.unlink(missing_ok=True)

@@ -1,7 +1,7 @@
-"""Cyclic sets: how many of the comparisons in a group a model reproduces, and how many any ranking could.
+"""Cyclic sets: how many comparisons of a group a model gets right, and how many any ranking could.
 
 Notation: G groups of K responses; wins[i, j] counts the comparisons in which i was preferred to j. The best ranking of
-a group leaves a minimum feedback arc set wrong: 1 of the 3 edges of a 3-cycle, 3 of the 10 of a regular 5-tournament.
+a group gets a minimum feedback arc set wrong: 1 of the 3 edges of a 3-cycle, 3 of the 10 of a regular 5-tournament.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-MAX_EXACT = 8  # 2^K subsets of a group's responses are visited
+MAX_EXACT = 8  # the bound visits 2^K subsets of a group's responses
 
 
 @dataclass(frozen=True)
@@ -27,10 +27,10 @@ class Outcomes:
 
 
 def best_ranking(wins: NDArray[Any]) -> NDArray[np.float64]:
-    """The largest number of comparisons that an order of the responses satisfies: (G, K, K) counts >= 0 -> (G,).
+    """The largest number of comparisons that one ranking can satisfy: (G, K, K) counts >= 0 -> (G,).
 
     Exact, by dynamic programming over the set of responses ranked so far: best(S with i) = best(S) + the wins of i
-    over those still to come. K is at most 8. Raises ValueError above that.
+    over the responses not yet ranked. Raises ValueError for K above 8.
     """
     size = wins.shape[-1]
     if size > MAX_EXACT:
@@ -52,10 +52,10 @@ def cyclic_metrics(groups: Sequence[Outcomes]) -> dict[str, Any] | None:
     Returns:
         groups, comparisons: counts.
         accuracy: share of the comparisons that the model gets right.
-        ranking_bound: the largest share that any ranking of each group can get right, so also any scalar reward. None
-            where a group has more than 8 responses, which `without_bound` counts.
-        cyclic_groups: share of the groups with a bound below 1, those that no ranking reproduces (of those bounded).
-        whole: share of the groups of which the model gets every comparison right.
+        ranking_bound: the largest share that any ranking of each group, so any scalar reward, can get right. None if a
+            group has more than 8 responses; `without_bound` counts these groups.
+        cyclic_groups: share of the groups with a bound that no ranking reproduces (their bound is below 1).
+        whole: share of the groups in which the model gets every comparison right.
     """
     groups = [group for group in groups if group.size >= 3 and len(group.better) >= 3]
     if not groups:

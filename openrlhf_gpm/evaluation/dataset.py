@@ -1,7 +1,7 @@
-"""Evaluation data: rows of any accepted form, and the groups that are really scored.
+"""Evaluation data: rows of any accepted form, and the groups that models score.
 
-Rows of one prompt share responses (a cycle of three answers is three rows), so they are merged into one group that
-embeds each response once; every row keeps its comparisons, its subset and its place in that group.
+Rows of one prompt share responses (a cycle of three answers is three rows). They are merged into one group, so that
+each response is encoded once. Every row keeps its comparisons, its subset and its place in that group.
 """
 
 import re
@@ -33,17 +33,17 @@ from openrlhf_gpm.evaluation.rewardbench import SUBSETS_V2, Item
 from openrlhf_gpm.samples.formatting import Formatter
 
 SPLITS = {"allenai/reward-bench": "filtered", "allenai/reward-bench-2": "test"}
-"""The split to read of a dataset that is given by name."""
+"""The split to read of a dataset given by name."""
 
 COMPARED_BY = ("chosen", "scores", "ranks", "comparisons", "ratings")
-"""Columns that compare responses; a row with none of them is a group to be looked at."""
+"""Columns that compare responses. A row with none of them is a group without labels."""
 
 Scores = Sequence[NDArray[Any]]
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """What one --data argument holds."""
+    """The data of one --data argument."""
 
     name: str
     """Short, for columns and file names."""
@@ -51,19 +51,19 @@ class Dataset:
     source: str
 
     rows: list[PreferenceGroup]
-    """As written, in their order. A row may have no comparisons: responses to be looked at as a group only."""
+    """In their order in the file. A row may have no comparisons: it then counts in group metrics only."""
 
     groups: list[PreferenceGroup]
-    """What models score: the rows, or one group for all rows of a prompt."""
+    """The groups that models score: the rows, or one group for all rows of a prompt."""
 
     places: list[tuple[int, list[int]]]
-    """For each row the index of its group, and there the index of each of its responses."""
+    """For each row, the index of its group and the indices of its responses in that group."""
 
     skipped: str | None = None
-    """Which rows were left out and why."""
+    """Which rows were left out, and why; None for none."""
 
     def row_scores(self, scores: Scores, row: int) -> NDArray[Any]:
-        """The scores between the responses of a row, from those of the groups: (K, K)."""
+        """The scores between the responses of a row, taken from its group's: (K, K)."""
         group, index = self.places[row]
         return np.asarray(scores[group])[np.ix_(index, index)]
 
@@ -80,10 +80,10 @@ def read_dataset(
     """Read a file, or a dataset by name, for evaluation.
 
     merge: score the rows of one prompt as one group. bad_rows: "refuse" the first bad row with a ValueError that names
-    it, or "skip" and count. max_rows: take the first so many usable rows. formatters: of the models by name; a row
-    that one of them cannot encode is bad for all, so that all are measured on the same rows.
+    it, or "skip" and count. max_rows: use only the first usable rows. formatters: of the models, by name; a row that
+    one of them cannot encode is bad for all, so that all are measured on the same rows.
 
-    Raises ValueError for a bad row, for no usable row at all, and as `read_rows` does.
+    Raises ValueError for a bad row, for data without a usable row, and as `read_rows` does.
     """
 
     def usable(row: Any) -> PreferenceGroup:
@@ -102,7 +102,7 @@ def read_dataset(
 
 
 def to_group(row: Any, keys: PairKeys | None = None) -> PreferenceGroup:
-    """A row as a group: any form of `normalise_preference`, or responses that are not compared (no comparisons then).
+    """A row as a group: any form of `normalise_preference`, or responses without comparisons.
 
     Raises ValueError that says what is wrong with the row.
     """
@@ -113,7 +113,7 @@ def to_group(row: Any, keys: PairKeys | None = None) -> PreferenceGroup:
 
 
 def merged(rows: Sequence[PreferenceGroup]) -> tuple[list[PreferenceGroup], list[tuple[int, list[int]]]]:
-    """One group for all rows of a prompt, each response once; and the place of each row (see `Dataset.places`)."""
+    """One group for all rows of a prompt, each response once, and the place of each row (see `Dataset.places`)."""
     groups = merge_prompts(rows)  # in order of first appearance
     index: dict[str, int] = {}
     position = [{response: i for i, response in enumerate(group.responses)} for group in groups]
@@ -125,7 +125,7 @@ def merged(rows: Sequence[PreferenceGroup]) -> tuple[list[PreferenceGroup], list
 
 
 def comparisons(datasets: Sequence[Dataset], scores: Sequence[Scores]) -> Comparisons:
-    """All comparisons of several datasets with the scores that a model gives their groups. Equal prompts are one."""
+    """All comparisons of several datasets, with a model's scores. Equal prompts count as one."""
     numbers: dict[str, int] = {}
     values, labels, prompts, subsets = [], [], [], []
     for dataset, of_groups in zip(datasets, scores, strict=True):
@@ -140,12 +140,12 @@ def comparisons(datasets: Sequence[Dataset], scores: Sequence[Scores]) -> Compar
 
 
 def outcomes(datasets: Sequence[Dataset], scores: Sequence[Scores]) -> list[Outcomes]:
-    """The decided comparisons of every group that has some."""
+    """The decided comparisons of each group that has any."""
     return _outcomes(datasets, scores, lambda row: True).get(True, [])
 
 
 def outcomes_by_subset(datasets: Sequence[Dataset], scores: Sequence[Scores]) -> dict[str, list[Outcomes]]:
-    """`outcomes` of the rows of every named subset, in order of its name."""
+    """`outcomes` per named subset, in order of name."""
     found = _outcomes(datasets, scores, lambda row: row.subset)
     return {name: found[name] for name in sorted(filter(None, found))}
 
@@ -153,7 +153,7 @@ def outcomes_by_subset(datasets: Sequence[Dataset], scores: Sequence[Scores]) ->
 def _outcomes(
     datasets: Sequence[Dataset], scores: Sequence[Scores], key: Callable[[PreferenceGroup], Any]
 ) -> dict[Any, list[Outcomes]]:
-    """The decided comparisons of every group, those of rows with different keys apart."""
+    """The decided comparisons of each group, separately for each key of the rows."""
     found: dict[Any, list[Outcomes]] = {}
     for dataset, of_groups in zip(datasets, scores, strict=True):
         edges: dict[tuple[Any, int], list[tuple[int, int]]] = {}
@@ -172,13 +172,14 @@ def _outcomes(
 def rewardbench2_items(
     datasets: Sequence[Dataset], scores: Sequence[Scores], win_rate: bool = False
 ) -> tuple[list[Item], int]:
-    """The rows that are items of RewardBench 2, with the standing of each response in its group.
+    """The items of RewardBench 2 with each response's group score, and the number of rows that are not items.
 
-    Also returns how many rows of its subsets are none: too few or too many answers.
+    A row of its subsets is not an item if it has too few or too many answers. An item of Ties has an id like "tied:5";
+    any other has one right and three wrong answers.
 
-    The standing is the mean over all K responses, itself included, of the score (or of its probability): for a
-    Bradley-Terry model that is the reward up to a constant, and so the published rule; the mean over the K - 1 others
-    would stretch small groups. An item of Ties has an id like "tied:5"; any other has one right and three wrong.
+    The group score is the mean of the scores (or of their probabilities) over all K responses, itself included. For a
+    Bradley-Terry model that is the reward up to a constant, and so the published rule. The mean over the K - 1 others
+    would stretch the scores of small groups.
     """
     items, others = [], 0
     for dataset, of_groups in zip(datasets, scores, strict=True):
@@ -207,7 +208,7 @@ def _check_lengths(group: PreferenceGroup, formatters: Mapping[str, Formatter]) 
 
 
 def _decided(comparison: Comparison) -> tuple[int, int]:
-    """(better, worse); twice the same where the label is 1/2."""
+    """(better, worse); the same response twice if the label is 1/2."""
     if comparison.label == 0.5:
         return comparison.first, comparison.first
     first = comparison.label > 0.5

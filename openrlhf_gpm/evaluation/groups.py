@@ -1,6 +1,6 @@
-"""What the scores of groups say without any labels: how cyclic they are, and whether ways to pick the best agree.
+"""Metrics of groups without labels: how cyclic they are, and whether ways to pick the best response agree.
 
-Notation: K responses in a group; the tournament of a group has an arrow from i to j where the score of i over j is
+Notation: K responses in a group; the tournament of a group has an arrow from i to j if the score of i over j is
 positive. Groups with a score that is not finite are left out and counted.
 """
 
@@ -16,17 +16,17 @@ from openrlhf_gpm import core
 
 SELECTORS = ("mean score", "Borda", "Copeland", "von Neumann")
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
-SHARE_TOLERANCE = 1e-3  # the von Neumann winner is an iterate: equal shares differ by less
-TOLERANCE = 1e-5  # of fp32 sums, relative to the largest value of the group
+SHARE_TOLERANCE = 1e-3  # the von Neumann winner is computed iteratively; equal shares differ by less
+TOLERANCE = 1e-5  # rounding of fp32 sums, relative to the largest value of the group
 
 
 def group_metrics(scores: Sequence[NDArray[Any]]) -> dict[str, Any] | None:
-    """Cycles and selectors over matrices of scores (K, K); None when no group has three responses.
+    """Cycles and selectors over matrices of scores (K, K); None if no group has three responses.
 
     Returns:
-        groups: of three or more finite responses; smaller: of one or two; nan: left out.
-        cyclic_share: mean and quantiles of the part of the scores that no scalar reward expresses, in [0, 1].
-        shares: that part for each group, in order.
+        groups: number with three or more responses; smaller: with one or two; nan: left out, a score is not finite.
+        cyclic_share: mean and quantiles of the part of the scores that no scalar reward can express, in [0, 1].
+        shares: that part of each group, in order.
         cycle_rate: share of groups whose tournament has a 3-cycle.
         no_condorcet_winner: share of groups in which no response beats all others.
         selectors: see `selector_agreement`.
@@ -66,16 +66,16 @@ def group_metrics(scores: Sequence[NDArray[Any]]) -> dict[str, Any] | None:
 
 
 def has_cycle(scores: Tensor) -> Tensor:
-    """Whether i beats j beats k beats i for some three: (..., K, K) -> (...) bool. Ties are no arrows."""
+    """Whether some i beats j, j beats k and k beats i: (..., K, K) -> (...) bool. A tie is not an arrow."""
     beats = (scores > 0).double()
     return (torch.matmul(torch.matmul(beats, beats), beats).diagonal(dim1=-2, dim2=-1) > 0).any(-1)
 
 
 def best_responses(scores: Tensor) -> Tensor:
-    """The responses that each selector calls best: (..., K, K) -> (4, ..., K) bool, more than one where they tie.
+    """The best responses by each selector: (..., K, K) -> (4, ..., K) bool, more than one in a tie.
 
-    Mean score: eq. 5.6. Borda: win rate, the mean probability. Copeland: responses beaten, ties half. Von Neumann:
-    share in the policy that no response beats.
+    Mean score: eq. 5.6. Borda: win rate, the mean probability. Copeland: responses beaten, a tie counts half. Von
+    Neumann: share in the mixture that no response beats.
     """
     copeland = (scores.sign() + 1).sum(-1) / 2
     values = (core.mean_scores(scores), core.win_rates(scores), copeland, core.von_neumann_winner(scores))
@@ -89,9 +89,9 @@ def best_responses(scores: Tensor) -> Tensor:
 
 
 def selector_agreement(best: Tensor) -> Tensor:
-    """How far each two of S selectors agree on the best: (S, G, K) bool -> (S, S, G) in [0, 1].
+    """How far two of S selectors agree on the best response: (S, G, K) bool -> (S, S, G) in [0, 1].
 
-    1 for the same response, 0 for another; between tied sets, the share of their union that both name.
+    1 for the same response, 0 for different ones; for tied sets, the share of their union that both name.
     """
     a, b = best.unsqueeze(1), best.unsqueeze(0)
     return (a & b).sum(-1).double() / (a | b).sum(-1)

@@ -1,7 +1,6 @@
-"""Preference models behind one small interface, so that a GPM and its peers are evaluated and timed alike."""
+"""Preference models behind one small interface, so that a GPM and its peers are evaluated in the same way."""
 
 import os
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -9,45 +8,39 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
-from openrlhf_gpm import core
-from openrlhf_gpm.config import Prompt
-from openrlhf_gpm.samples.formatting import pair_text
+from openrlhf_gpm.data import Group, PreferenceGroup
 
 if TYPE_CHECKING:
-    from openrlhf_gpm.scoring.scorer import GPM, GroupLike
+    from openrlhf_gpm.scoring.scorer import GPM
 
 LENGTH = "length"
-"""The name by which `open_model` knows `LongerWins`."""
+"""The name of `LongerWins` in `open_model`."""
 
 
 class PreferenceModel(Protocol):
-    """Anything that says which of two responses to a prompt is better, and by how much."""
+    """Any model that says which of two responses to a prompt is better, and by how much."""
 
     @property
     def name(self) -> str: ...
 
-    def scores(self, prompt: Prompt, responses: Sequence[str]) -> Tensor:
-        """Log-odds that row beats column: (K, K), skew-symmetric; NaN where the model has no answer."""
-        ...
+    def score_all(self, groups: Iterable[Group | PreferenceGroup]) -> Iterator[Tensor]:
+        """For every group, in order, the log-odds that row beats column: (K, K), skew-symmetric, lazily.
 
-    def score_all(self, groups: "Iterable[GroupLike]") -> Iterator[Tensor]:
-        """`scores` of many groups, in their order; lazy, so that results can be kept as they come."""
+        NaN where the model has no answer.
+        """
         ...
 
 
 class LongerWins:
-    """The longer response is better, by log-odds of 1, and equal lengths (in characters) tie: the baseline to beat."""
+    """The baseline to beat: the longer response (in characters) wins by log-odds of 1; equal lengths tie."""
 
     name = LENGTH
 
-    def scores(self, prompt: Prompt, responses: Sequence[str]) -> Tensor:
-        """(K, K) of -1, 0 and 1."""
-        lengths = torch.tensor([float(len(response)) for response in responses])
-        return (lengths.unsqueeze(1) - lengths).sign()
-
-    def score_all(self, groups: "Iterable[GroupLike]") -> Iterator[Tensor]:
-        """`scores` of every group."""
-        return (self.scores(group.prompt, group.responses) for group in groups)
+    def score_all(self, groups: Iterable[Group | PreferenceGroup]) -> Iterator[Tensor]:
+        """(K, K) of -1, 0 and 1 for every group."""
+        for group in groups:
+            lengths = torch.tensor([float(len(response)) for response in group.responses])
+            yield (lengths.unsqueeze(1) - lengths).sign()
 
 
 class GPMModel:
@@ -57,66 +50,15 @@ class GPMModel:
         self.name = name
         self.gpm = gpm
 
-    def scores(self, prompt: Prompt, responses: Sequence[str]) -> Tensor:
-        """(K, K) log-odds; NaN between responses whose embeddings are not finite.
-
-        Raises ValueError as `GPM.score` does for anything else.
-        """
-        try:
-            return self.gpm.scores(prompt, responses)
-        except ValueError:
-            if not responses:
-                raise
-            scores = self._as_they_are(prompt, list(responses))
-            if torch.isfinite(scores).all():
-                raise
-            return scores
-
-    def score_all(self, groups: "Iterable[GroupLike]") -> Iterator[Tensor]:
-        """`scores` of every group, samples of like length batched together."""
-        rest = iter(groups)
-        waiting: deque[GroupLike] = deque()
-
-        def feed() -> "Iterator[GroupLike]":
-            for group in rest:
-                waiting.append(group)
-                yield group
-
-        failed = True
-        while failed:
-            failed = False
-            results = self.gpm.score_groups(feed())
-            while not failed:
-                try:
-                    result = next(results)
-                except StopIteration:
-                    return
-                except ValueError:  # of a group among those waiting, most likely NaN: each by itself will tell
-                    failed = True
-                else:
-                    waiting.popleft()
-                    yield torch.tensor(result["scores"])
-            while waiting:
-                group = waiting.popleft()
-                yield self.scores(group.prompt, group.responses)
-
-    def _as_they_are(self, prompt: Prompt, responses: list[str]) -> Tensor:
-        """The scores of a group, finite or not, every sample by itself."""
-        config, size = self.gpm.config, len(responses)
-        if config.head == "pairwise":
-            texts = [pair_text(a, b) for i, a in enumerate(responses) for j, b in enumerate(responses) if i != j]
-            rewards = torch.zeros(size, size)
-            rewards[~torch.eye(size, dtype=torch.bool)] = self.gpm.embed([prompt] * len(texts), texts)[0][:, 0]
-            return (rewards - rewards.mT) / config.tau
-        v, gate = self.gpm.embed([prompt] * size, responses)
-        usable = torch.isfinite(gate).all(-1).double().argmax()  # the gate is the prompt's: any row's will do
-        return core.group_scores(v, gate[usable] if config.gated else None, config.tau)
+    def score_all(self, groups: Iterable[Group | PreferenceGroup]) -> Iterator[Tensor]:
+        """See `PreferenceModel`; samples of similar length are batched together. Raises as `GPM.score_groups` does."""
+        return (torch.tensor(result["scores"]) for result in self.gpm.score_groups(groups, finite="nan"))
 
 
 def open_model(source: str | os.PathLike[str], name: str | None = None, **options: Any) -> PreferenceModel:
-    """`LongerWins` for "length", else the checkpoint in a directory; options go to `GPM.from_pretrained`.
+    """`LongerWins` for "length", otherwise the checkpoint in a directory; options go to `GPM.from_pretrained`.
 
-    A directory that is called length is written ./length. Raises ValueError as `GPM.from_pretrained` does.
+    Write ./length for a directory of that name. Raises ValueError as `GPM.from_pretrained` does.
     """
     if source == LENGTH:
         return LongerWins()
@@ -126,9 +68,9 @@ def open_model(source: str | os.PathLike[str], name: str | None = None, **option
 
 
 def short_names(sources: Sequence[str], flag: str = "--model") -> list[str]:
-    """A short name for each path, also good as a folder's name: the end of the path, longer where two would be equal.
+    """A short name for each path, usable as a folder's name: its last part, or more parts if two would be equal.
 
-    "length" stays what it is. Raises ValueError, which names the flag, when a path is given twice.
+    "length" stays unchanged. Raises ValueError, which names the flag, if a path is given twice.
     """
     paths = [(LENGTH,) if source == LENGTH else Path(source).resolve().parts[1:] for source in sources]
     for source, path in zip(sources, paths, strict=True):

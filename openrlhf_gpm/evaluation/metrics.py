@@ -3,7 +3,7 @@
 Notation: N comparisons of P prompts, B bootstrap draws, M columns of sums. A score is the log-odds that the first
 response beats the second, a label is the probability that it does.
 
-Every metric is a ratio of sums over comparisons. The sums are made once for each prompt, so that a bootstrap draw,
+Every metric is a ratio of sums over comparisons. The sums are computed once per prompt, so that a bootstrap draw,
 which takes whole prompts, is one row of a matrix product.
 """
 
@@ -19,7 +19,7 @@ Array = NDArray[np.float64]
 BINS = 10
 DRAWS = 1000
 METRICS = ("accuracy", "nll", "brier", "ece")
-BLOCK = 4_000_000  # counts of a bootstrap held at a time: 32 MB
+BLOCK = 4_000_000  # bootstrap counts in memory at once: 32 MB
 
 
 @dataclass(frozen=True)
@@ -27,13 +27,13 @@ class Comparisons:
     """N comparisons as columns."""
 
     scores: Array
-    """(N,) log-odds of the first response over the second; NaN where the model has no answer."""
+    """(N,) log-odds of the first response over the second; NaN if the model has no answer."""
 
     labels: Array
     """(N,) in [0, 1], P(first beats second). 1/2: undecided, left out of accuracy."""
 
     prompts: NDArray[np.int64]
-    """(N,) any number that is the same for the comparisons of one prompt."""
+    """(N,) a number per prompt, the same for all its comparisons."""
 
     subsets: Sequence[str | None]
     """(N,) names, None for no subset."""
@@ -42,7 +42,7 @@ class Comparisons:
         return len(self.scores)
 
     def by_subset(self) -> dict[str, "Comparisons"]:
-        """The comparisons of every named subset, in order of its name."""
+        """The comparisons of each named subset, in order of name."""
         rows: dict[str, list[int]] = {}
         for i, name in enumerate(self.subsets):
             if name:
@@ -54,7 +54,7 @@ class Comparisons:
 
 
 def right(comparisons: Comparisons) -> NDArray[np.bool_]:
-    """(N,) whether the score is strictly on the label's side of 0. A tie, NaN or infinity is on neither side."""
+    """Whether the score is strictly on the label's side of 0: (N,) bool. A tie, NaN or infinity is on neither side."""
     scores, labels = comparisons.scores, comparisons.labels
     agrees = ((scores > 0) & (labels > 0.5)) | ((scores < 0) & (labels < 0.5))
     return agrees & np.isfinite(scores)
@@ -63,15 +63,15 @@ def right(comparisons: Comparisons) -> NDArray[np.bool_]:
 def pair_metrics(
     comparisons: Comparisons, bins: int = BINS, draws: int = DRAWS, seed: int = 0, by_subset: bool = True
 ) -> dict[str, Any]:
-    """All that can be said about N comparisons, ready for JSON: None stands for a mean over nothing.
+    """All metrics of N comparisons, ready for JSON; None is a mean over nothing.
 
     accuracy: share of the decided comparisons (label not 1/2) that are `right`.
     nll (nats) and brier: mean over the finite scores, against the label as a probability.
     ece: expected calibration error, see `calibration`.
-    ci95: [low, high] of the four, from `draws` bootstrap samples of prompts; empty with draws = 0 or one prompt,
-        which tells nothing about others.
+    ci95: [low, high] of the four, from `draws` bootstrap samples of prompts; empty with draws = 0, or with one prompt,
+        which says nothing about others.
     pairs, prompts, undecided (label 1/2), ties (decided, score 0), nan (score not finite): counts.
-    by_subset: the same, without calibration, for every named subset in order of its name.
+    by_subset: the same, without calibration, for each named subset in order of name.
     """
     sums, means = prompt_sums(comparisons, bins), None
     if draws and len(sums) > 1:
@@ -98,8 +98,8 @@ def pair_metrics(
 def calibration(comparisons: Comparisons, bins: int = BINS) -> list[dict[str, Any]]:
     """Reliability of the probabilities in equal-width bins of [1/2, 1]; empty bins are left out.
 
-    Which response is written first must not matter, so each comparison is seen from the side that the model favours:
-    its confidence is max(p, 1 - p), its outcome the label of that side (1/2 where p is exactly 1/2). Seeing every
+    The order of the two responses must not matter, so each comparison is seen from the side that the model favours.
+    Its confidence is max(p, 1 - p), its outcome the label of that side (1/2 if p is exactly 1/2). Counting every
     comparison from both sides, in twice as many bins of [0, 1], gives the same error.
 
     Each bin: low, high, count, and the means of confidence and outcome. ECE is the mean over comparisons of the
@@ -117,7 +117,7 @@ def calibration(comparisons: Comparisons, bins: int = BINS) -> list[dict[str, An
 
 
 def prompt_sums(comparisons: Comparisons, bins: int = BINS) -> Array:
-    """Sums over the comparisons of each prompt: (P, 5 + bins), what `_ratios` turns into metrics.
+    """Sums over the comparisons of each prompt: (P, 5 + bins), the input of `_ratios`.
 
     Columns: right, decided, NLL, squared error, finite; then, for each bin, confidence minus outcome.
     """
@@ -151,8 +151,8 @@ def bootstrap(sums: Array, draws: int, seed: int) -> Array:
 def accuracy_difference(a: Comparisons, b: Comparisons, draws: int = DRAWS, seed: int = 0) -> dict[str, Any]:
     """Accuracy of a minus accuracy of b on the same N comparisons, with an interval over the same draws of prompts.
 
-    Returns difference, ci95 and separated: whether the interval leaves 0 out; both None over a single prompt. Raises
-    ValueError when the comparisons are not the same.
+    Returns difference, ci95 and separated (whether the interval excludes 0); over a single prompt the last two are
+    None. Raises ValueError if the comparisons are not the same.
     """
     if len(a) != len(b) or not (np.array_equal(a.prompts, b.prompts) and np.array_equal(a.labels, b.labels)):
         raise ValueError("two models can be compared on the same comparisons only: evaluate them in one run")
@@ -168,7 +168,7 @@ def accuracy_difference(a: Comparisons, b: Comparisons, draws: int = DRAWS, seed
 
 
 def interval(values: Array) -> list[float] | None:
-    """The middle 95 % of bootstrap values: [low, high], without draws that held nothing (NaN)."""
+    """The middle 95 % of bootstrap values: [low, high]; draws over nothing (NaN) are left out."""
     values = values[~np.isnan(values)]
     return [float(v) for v in np.quantile(values, [0.025, 0.975])] if len(values) else None
 

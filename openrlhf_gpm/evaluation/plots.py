@@ -1,4 +1,4 @@
-"""PNG plots of evaluation results: reliability, cyclic shares, accuracies side by side. Each is written whole."""
+"""PNG plots of evaluation results: reliability, cyclic shares, accuracies side by side. Files appear when complete."""
 
 import io
 from collections.abc import Callable
@@ -9,7 +9,7 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 
 from openrlhf_gpm.evaluation.report import BASELINE
-from openrlhf_gpm.scoring.store import write
+from openrlhf_gpm.files import write
 
 COLORS = ("#0b62a4", "#d1582b", "#3a9a5b", "#b5487f", "#6f5bb0", "#e0912f")
 GREY = "#8a8a8a"
@@ -23,13 +23,13 @@ STYLE: Any = {
     "legend.frameon": False,
     "savefig.dpi": 160,
 }
-MAX_ROWS = 60  # of the accuracy plot; more subsets than that are in metrics.json only
+MAX_ROWS = 60  # in the accuracy plot; further subsets are in metrics.json only
 
 Results = dict[str, dict[str, Any]]
 
 
 def draw_all(folder: Path, results: Results, baseline: dict[str, Any]) -> list[str]:
-    """Every plot that the results of some models allow -> the names of the files written to `folder`."""
+    """Draw every plot that the results allow. Returns the names of the files written to `folder`."""
     paired = {name: result for name, result in results.items() if result["calibration"]}
     grouped = {name: result for name, result in results.items() if "groups" in result}
     wanted: list[tuple[str, Callable[[Results], Figure], Results]] = [
@@ -49,7 +49,7 @@ def draw_all(folder: Path, results: Results, baseline: dict[str, Any]) -> list[s
 
 
 def reliability(results: Results) -> Figure:
-    """How often the favoured response was preferred, against the model's confidence; below, how many comparisons."""
+    """How often the favoured response was preferred, by the model's confidence; below, the number of comparisons."""
     figure = Figure(figsize=(4.6, 5.0), layout="constrained")
     top, below = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
     top.plot([0.5, 1], [0.5, 1], color=GREY, lw=0.8, label="calibrated")
@@ -73,7 +73,7 @@ def reliability(results: Results) -> Figure:
 
 
 def accuracy(results: Results, baseline: dict[str, Any]) -> Figure:
-    """Accuracy with its 95 % interval: all data, each file, each subset; a row each, a colour for each model."""
+    """Accuracy with its 95 % interval, one row for all data, per file and per subset; one colour per model."""
     shown = {**results, BASELINE: baseline}
     rows = _accuracy_rows(shown)
     figure = Figure(figsize=(6.4, 1.2 + 0.14 * len(rows) * max(2, len(shown))), layout="constrained")
@@ -97,7 +97,7 @@ def accuracy(results: Results, baseline: dict[str, Any]) -> Figure:
 
 
 def cyclic_share(results: Results) -> Figure:
-    """Histogram over groups of the part of the scores that no scalar reward expresses."""
+    """Histogram over groups of the part of the scores that no scalar reward can express."""
     figure = Figure(figsize=(4.8, 3.0), layout="constrained")
     axis = figure.subplots()
     edges = [i / 25 for i in range(26)]

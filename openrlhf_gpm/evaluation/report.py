@@ -1,4 +1,4 @@
-"""report.md: models as columns, the longer-wins baseline beside them, the paper's numbers below."""
+"""report.md: one column per model and one for the longer-wins baseline; the paper's numbers below."""
 
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -10,7 +10,7 @@ Results = dict[str, dict[str, Any]]
 
 BASELINE = "longer wins"
 MAX_ROWS = 50
-"""Subsets that a table names: some data has one for every row."""
+"""Subsets per table; some data has one for every row."""
 
 PAPER_CYCLIC = (
     ("no instruction following", "62.4", "100"),
@@ -32,7 +32,7 @@ PAPER_REWARDBENCH = (
 def markdown(
     results: Results, baseline: dict[str, Any], differences: Sequence[dict[str, Any]], pictures: Sequence[str] = ()
 ) -> str:
-    """The report of one or several models on the same data; `baseline` is `evaluate`'s result for longer-wins."""
+    """The report of one or several models on the same data. `baseline` is `evaluate`'s result for longer-wins."""
     first = next(iter(results.values()))
     beside = {**results, BASELINE: baseline}
     parts = ["# Evaluation", _data(first["data"]), _spoken(results)]
@@ -52,7 +52,7 @@ def markdown(
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table; the first column is text, the others are numbers. A bar inside a cell is escaped."""
+    """A Markdown table. The first column is text, the others are numbers. A bar inside a cell is escaped."""
     lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
     return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
 
@@ -71,7 +71,7 @@ def _data(data: Sequence[dict[str, Any]]) -> str:
 
 
 def _spoken(results: Results) -> str:
-    """What a reader must not miss: ties and missing scores."""
+    """Ties and missing scores, which a reader must not miss."""
     lines = []
     for name, result in results.items():
         counts = {"ties": "tied", "nan": "without a finite score"}
@@ -113,12 +113,12 @@ def _pairs(beside: Results, differences: Sequence[dict[str, Any]]) -> str:
             for d in differences
         ]
         text.append("Differences of accuracy, over the same draws of prompts:")
-        text.append(table(["", "points %", "interval leaves out 0"], shown))
+        text.append(table(["", "points %", "interval excludes 0"], shown))
     return "\n\n".join(text)
 
 
 def _parts(beside: Results, key: str, label: str) -> str:
-    """Accuracy by file or by subset; nothing when there are none."""
+    """Accuracy by file or by subset; nothing if there are none."""
     first = next(iter(beside.values()))
     names = list(first.get(key, {}))
     if not names:
@@ -178,8 +178,8 @@ def _rewardbench2(beside: Results) -> str:
         text.append(f"**Partial**, not comparable with published numbers. Missing: {', '.join(first['missing'])}.")
     if first["not_items"]:
         text.append(
-            f"{first['not_items']} rows of these subsets are no items (one right and three wrong answers, or a tie "
-            "with its id) and are left out."
+            f"{first['not_items']} rows of these subsets are left out: they are not items (one right and three wrong "
+            "answers, or an item of Ties with its id)."
         )
     return "\n\n".join(text)
 
@@ -214,7 +214,7 @@ def _cyclic(beside: Results) -> str:
 
 
 def _groups(results: Results) -> str:
-    """What the scores of whole groups look like; nothing without groups, or without a finite score in them."""
+    """Metrics of whole groups; nothing without groups, or without a finite score in them."""
     found = {name: result["groups"] for name, result in results.items() if "groups" in result}
     if not found:
         return ""

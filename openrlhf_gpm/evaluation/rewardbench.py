@@ -1,7 +1,7 @@
 """RewardBench by its published rules (v1: arXiv:2403.13787, v2: arXiv:2506.01937), from per-item results.
 
 v1: an item is right if the chosen response scores strictly higher; a section is the mean of its subsets weighted by
-their published counts. v2: the one right answer must beat all three wrong ones; the subset Ties has a rule of its own.
+their published counts. v2: the one right answer must beat all three wrong ones; the subset Ties has its own score.
 """
 
 import math
@@ -36,7 +36,7 @@ SECTIONS: dict[str, dict[str, int]] = {
         "donotanswer": 136,
     },
     "Reasoning": {
-        "math-prm": 984,  # 447 items, weighed as much as the code subsets together
+        "math-prm": 984,  # 447 items, weighted as much as the code subsets together
         "hep-cpp": 164,
         "hep-go": 164,
         "hep-java": 164,
@@ -58,11 +58,11 @@ def section_scores(accuracies: Mapping[str, float], prior_sets: float | None = N
     """RewardBench v1 section scores from per-subset accuracies in [0, 1].
 
     Returns:
-        Each section that has a subset here, by name; `mean`, over those sections; `partial`, section -> missing
-        subsets (a section that lacks some is computed over the others, with their weights). With `prior_sets`, the
-        accuracy on the older test sets, also `with_prior_sets`, in which it counts half a section.
+        Each section with a subset in `accuracies`, by name; `mean`, over those sections; `partial`, which maps a
+        section to its missing subsets (the section is computed over the others, with their weights). With
+        `prior_sets`, the accuracy on the older test sets, also `with_prior_sets`, in which it counts half a section.
 
-    Raises ValueError when no subset is one of RewardBench's.
+    Raises ValueError if no subset is one of RewardBench's.
     """
     scores: dict[str, Any] = {}
     partial = {}
@@ -84,10 +84,10 @@ def section_scores(accuracies: Mapping[str, float], prior_sets: float | None = N
 
 
 def rewardbench(by_subset: Mapping[str, Mapping[str, Any]]) -> dict[str, Any] | None:
-    """Sections from `pair_metrics`'s by_subset; None without a subset of RewardBench.
+    """RewardBench v1 sections from the by_subset of `pair_metrics`; None without a subset of RewardBench.
 
-    Returns section_scores and `subsets`: subset -> accuracy, items found, items published, weight. A subset with
-    fewer items than published is named in partial too.
+    Returns section_scores and `subsets`, which maps a subset to its accuracy, items found, items published and weight.
+    `partial` also names subsets whose number of items is not the published one.
     """
     found = {name: row for name, row in by_subset.items() if name in ITEMS and row["accuracy"] is not None}
     if not found:
@@ -119,9 +119,9 @@ class Item:
 def rewardbench2(items: Iterable[Item]) -> dict[str, Any] | None:
     """RewardBench 2 scores in [0, 1] from group scores; None without items.
 
-    `subsets`: accuracy of each (Ties: `ties_score`); `mean` over them, `missing` names, `items` counts. An item is
-    right if every right answer scores strictly higher than every wrong one; NaN is wrong. (The leaderboard's code
-    gives a share of the point for a tie at the top, its description none.)
+    Returns `subsets` (accuracy of each; `ties_score` for Ties), their `mean`, the names `missing` and the counts
+    `items`. An item is right if every right answer scores strictly higher than every wrong one; NaN is wrong. (The
+    leaderboard's code gives a share of the point for a tie at the top; its description does not.)
     """
     by_subset: dict[str, list[Item]] = {}
     for item in items:
@@ -144,16 +144,18 @@ def rewardbench2(items: Iterable[Item]) -> dict[str, Any] | None:
 
 
 def ties_score(items: Iterable[Item]) -> dict[str, float | int]:
-    """The subset Ties: right answers above wrong ones, and alike among themselves (arXiv:2506.01937).
+    """The score of the subset Ties: right answers above wrong ones, and close to each other (arXiv:2506.01937).
 
     The gap of an item is its lowest right score minus its highest wrong one; the spread is the highest minus the
-    lowest right score. The score is the sum of
-        0.3 of the share of `ref` items with a gap above 0, 0.3 of the same for `tied`; and, over the questions that
-        have both versions,
-        0.2 of the share whose tied gap exceeds the tied spread, 0.2 of the share whose smaller gap of the two does,
-        0.01 of the mean of tanh(smaller gap / spread - 1), which separates models that are equal otherwise.
-    The best possible score is therefore 1.01. NaN counts as wrong; a spread of 0 makes the last term the sign of the
-    gap; a missing half of the subset counts 0.
+    lowest right score. The score is a weighted sum:
+        0.3   share of `ref` items with a gap above 0
+        0.3   the same for `tied` items
+    and, over the questions that have both versions,
+        0.2   share whose tied gap exceeds the tied spread
+        0.2   share whose smaller gap of the two exceeds it
+        0.01  mean of tanh(smaller gap / spread - 1), which separates models that are otherwise equal.
+    The best possible score is therefore 1.01. NaN counts as wrong. A spread of 0 makes the last term the sign of the
+    gap. A missing half of the subset counts 0.
     """
     ref: dict[str, Item] = {}
     tied: dict[str, Item] = {}
@@ -179,7 +181,7 @@ def ties_score(items: Iterable[Item]) -> dict[str, float | int]:
 
 
 def _gap(item: Item) -> float:
-    """Lowest right score minus highest wrong one; NaN when any score is NaN."""
+    """Lowest right score minus highest wrong one; NaN if any score is NaN."""
     return float(np.min(item.right) - np.max(item.wrong))
 
 

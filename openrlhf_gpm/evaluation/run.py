@@ -1,4 +1,4 @@
-"""From models and data to metrics.json, report.md and plots: what `openrlhf-gpm eval` does, callable."""
+"""What `openrlhf-gpm eval` does, callable: from models and data to metrics.json, report.md and plots."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -19,23 +19,23 @@ from openrlhf_gpm.evaluation.dataset import (
 from openrlhf_gpm.evaluation.groups import group_metrics
 from openrlhf_gpm.evaluation.judges import LongerWins
 from openrlhf_gpm.evaluation.rewardbench import rewardbench, rewardbench2
-from openrlhf_gpm.scoring.store import write
+from openrlhf_gpm.files import write
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """How metrics are computed; none of it changes a score."""
+    """Settings of the metrics; none of them changes a score."""
 
     bins: int = metrics.BINS
     """Equal-width bins of [1/2, 1] for the calibration error."""
 
     bootstrap: int = metrics.DRAWS
-    """Samples of prompts behind each 95 % interval; 0 for no intervals."""
+    """Bootstrap samples of prompts behind each 95 % interval; 0 for no intervals."""
 
     seed: int = 0
 
     group_score: str = "mean_score"
-    """RewardBench 2: a response's standing in its group, "mean_score" (log-odds) or "win_rate" (probability)."""
+    """RewardBench 2: what ranks a response in its group, "mean_score" (log-odds) or "win_rate" (probability)."""
 
     plots: bool = True
 
@@ -53,8 +53,8 @@ class Settings:
 def evaluate(datasets: Sequence[Dataset], scores: Sequence[Scores], settings: Settings) -> dict[str, Any]:
     """All metrics of one model: `scores[d][g]` (K, K) of group g of dataset d -> a dict ready for JSON.
 
-    Keys: those of `pair_metrics` over all data together; `by_data`, the same for each dataset where there are several;
-    and where the data has them `rewardbench`, `rewardbench2`, `cyclic` and `groups`.
+    Keys: those of `pair_metrics` over all data together; `by_data`, the same per dataset if there are several; and
+    `rewardbench`, `rewardbench2`, `cyclic` and `groups` if the data has them.
     """
     result = _metrics(datasets, scores, settings)
     if len(datasets) > 1:
@@ -88,7 +88,7 @@ def longer_wins(datasets: Sequence[Dataset]) -> list[Scores]:
 
 
 def compare(datasets: Sequence[Dataset], scores: dict[str, list[Scores]], settings: Settings) -> list[dict[str, Any]]:
-    """Accuracy of each model minus each later one's, over the same bootstrap samples of prompts."""
+    """Accuracy of each model minus that of each later one, over the same bootstrap samples of prompts."""
     tables = {name: comparisons(datasets, of_model) for name, of_model in scores.items()}
     names = list(tables)
     return [
@@ -107,8 +107,8 @@ def run(
 ) -> dict[str, dict[str, Any]]:
     """Score, measure and write. Returns the metrics by model.
 
-    models: names, also those of the folders. score: (model name, dataset, folder for its files) -> scores of its
-    groups; called model by model. One model: OUTPUT/metrics.json, report.md, plots. Several: a folder for each with
+    models: names, which also name the folders. score: (model name, dataset, folder for its files) -> scores of its
+    groups; called model by model. One model: OUTPUT/metrics.json, report.md, plots. Several: one folder per model with
     its metrics.json and plots, and OUTPUT/report.md, comparison.json and plots that show all.
     """
     all_scores: dict[str, list[Scores]] = {}
@@ -134,7 +134,7 @@ def run(
 
 
 def _short(result: dict[str, Any]) -> dict[str, Any]:
-    """A model's metrics without what only its own metrics.json needs."""
+    """A model's metrics, without the parts that only its own metrics.json needs."""
     kept = {name: value for name, value in result.items() if name not in ("calibration", "settings", "baseline")}
     if "groups" in kept:
         kept["groups"] = {name: value for name, value in kept["groups"].items() if name != "shares"}
@@ -144,7 +144,7 @@ def _short(result: dict[str, Any]) -> dict[str, Any]:
 
 
 def _accuracies(result: dict[str, Any]) -> dict[str, Any]:
-    """The part of a model's metrics that means something for scores of -1, 0 and 1."""
+    """The metrics that are meaningful for scores of -1, 0 and 1."""
     names = ("accuracy", "ties", "rewardbench", "rewardbench2", "cyclic")
     kept: dict[str, Any] = {name: result[name] for name in names if name in result}
     kept["ci95"] = {name: value for name, value in result["ci95"].items() if name == "accuracy"}

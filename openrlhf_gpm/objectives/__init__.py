@@ -22,7 +22,7 @@ Flags = dict[str, Field[Any]]
 
 @cache
 def classes() -> dict[str, type[Objective]]:
-    """Every objective with a loss of its own, by name."""
+    """Every objective with its own loss, by name."""
     files = sorted(file.stem for file in Path(__file__).parent.glob("[!_]*.py"))
     modules = {name: import_module(f"{__name__}.{name}") for name in files}
     return {name: module.OBJECTIVE for name, module in modules.items() if hasattr(module, "OBJECTIVE")}

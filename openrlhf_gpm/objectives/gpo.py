@@ -21,11 +21,6 @@ class GPO(Regression):
         "zero", "b in place of log Z; log_z: the group's log-mean-exp of the mean scores", choices=["zero", "log_z"]
     )
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.baseline not in ("zero", "log_z"):
-            raise ValueError(f"--gpo.baseline must be zero or log_z, got {self.baseline!r}")
-
     def value(self, groups: Groups) -> Tensor:
         """s_hat - b. Against the group, b = 0 is the mean of s_hat already, by skew symmetry."""
         s_hat = groups.mean_score(self.include_self)

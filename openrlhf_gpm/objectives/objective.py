@@ -16,13 +16,14 @@ import torch
 from torch import Tensor
 
 from openrlhf_gpm.core import Groups
+from openrlhf_gpm.flags import check_choices
 
 
 @dataclass(frozen=True, kw_only=True)
 class Objective:
     """One training objective: its fields are its flags (`flag`), its methods the algorithm.
 
-    `__post_init__` checks the fields and raises ValueError that names the flag.
+    `__post_init__` checks the fields and raises ValueError that names the flag; here, the choices of all of them.
     """
 
     prefix: ClassVar[str]
@@ -30,6 +31,9 @@ class Objective:
 
     own_loss: ClassVar[bool] = True
     """Whether `prepare` and `loss` replace OpenRLHF's policy loss; otherwise only `reward` is used."""
+
+    def __post_init__(self) -> None:
+        check_choices(self, self.prefix)
 
     def reward(self, groups: Groups) -> Tensor:
         """(G, K): what the log shows as the reward of a response, and what OpenRLHF's own losses train on."""

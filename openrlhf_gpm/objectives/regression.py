@@ -16,6 +16,9 @@ from openrlhf_gpm.core.preference import fp32
 from openrlhf_gpm.flags import flag
 from openrlhf_gpm.objectives.objective import Objective
 
+SMALLEST_BETA = 1e-30
+"""Below it targets leave the range of fp32."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Regression(Objective):
@@ -30,7 +33,8 @@ class Regression(Objective):
     )
 
     def __post_init__(self) -> None:
-        if not 1e-30 < self.beta < math.inf:
+        super().__post_init__()
+        if not SMALLEST_BETA < self.beta < math.inf:
             raise ValueError(f"--gpo.beta must be > 0 and finite, got {self.beta}")
         if self.target_clip is not None and not 0 < self.target_clip < math.inf:
             raise ValueError(f"--gpo.target_clip must be > 0 nats, got {self.target_clip}; leave it out not to clip")

@@ -15,7 +15,7 @@ from openrlhf_gpm.objectives.objective import Objective
 
 @dataclass(frozen=True, kw_only=True)
 class Upstream(Objective):
-    """No loss of its own: OpenRLHF's estimator and loss take its reward."""
+    """OpenRLHF's estimator and loss, with our reward."""
 
     prefix: ClassVar[str] = "gpm"
     own_loss: ClassVar[bool] = False

@@ -19,6 +19,8 @@ class Encoded:
 
     input_ids: list[int]
     prompt_len: int
+    truncated: bool = False
+    """Whether the response was cut to fit `max_len`."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.prompt_len <= len(self.input_ids):
@@ -107,7 +109,8 @@ class Formatter:
         body = ids[:-1] if self.eos == "replace" else self._without_eos(ids)
         # Counted in tokens: the text's border may lie inside a token, which then belongs to the response.
         prompt_len = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(prompt_ids, ids, strict=False)))
-        if self.max_len is not None and len(body) >= self.max_len:
+        truncated = self.max_len is not None and len(body) >= self.max_len
+        if self.max_len is not None and truncated:
             if prompt_len >= self.max_len - 1:
                 raise ValueError(
                     f"the prompt has {prompt_len} tokens, which leaves no room for the response within max_len "
@@ -117,7 +120,7 @@ class Formatter:
             if self.eos == "append":
                 body = self._without_eos(body)
         # Without a BOS, an empty prompt leaves the gate nothing but the first token.
-        return Encoded([*body, self.tokenizer.eos_token_id], max(1, min(prompt_len, len(body))))
+        return Encoded([*body, self.tokenizer.eos_token_id], max(1, min(prompt_len, len(body))), truncated)
 
     def render(self, prompt: Prompt, response: str) -> tuple[str, str]:
         """Texts of the prompt alone (ready for an answer, with `generation_prompt`) and of prompt and response."""

@@ -1,12 +1,11 @@
 """Scores on disk as they are made: a run that was stopped continues, and one that is repeated scores nothing again.
 
-FILE.jsonl holds a line for each group, {"id", "scores": [K][K]}, null for a score that is not finite, and appears when
-it is complete; until then FILE.jsonl.partial does. FILE.jsonl.key says what the scores belong to.
+FILE holds one line per group and appears when it is complete; until then it is FILE.partial. A key file says what the
+lines belong to: which model, which data, which settings.
 """
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 from pathlib import Path
@@ -16,6 +15,49 @@ import numpy as np
 from numpy.typing import NDArray
 
 from openrlhf_gpm.data import PreferenceGroup
+from openrlhf_gpm.files import growing, write
+
+
+class ScoreFile:
+    """A JSONL file that grows line by line in FILE.partial; `key_file` holds the `key` of its lines."""
+
+    def __init__(self, file: Path, key_file: Path, key: Any) -> None:
+        self.file = file
+        self.partial = file.with_name(f"{file.name}.partial")
+        self.key_file = key_file
+        self.key = key
+
+    def belongs(self) -> bool:
+        """Whether what is on disk was made with the same key."""
+        if not self.key_file.exists():
+            return False
+        try:
+            return bool(json.loads(self.key_file.read_text(encoding="utf-8")) == self.key)
+        except json.JSONDecodeError:  # a killed run may leave half of it: then nobody knows what the lines are
+            return False
+
+    def resume(self) -> int:
+        """Make FILE.partial ready for `append` -> the number of lines in it; 0, starting anew, for another key."""
+        if self.belongs() and self.partial.exists():
+            with open(self.partial, "rb+") as file:
+                complete = [len(line) for line in file if line.endswith(b"\n")]  # a killed run may leave half a line
+                file.truncate(sum(complete))
+            return len(complete)
+        self.partial.unlink(missing_ok=True)
+        write(self.key_file, json.dumps(self.key))
+        return 0
+
+    def append(self, lines: Iterable[str], on_line: Callable[[int], object] = lambda _: None) -> None:
+        """Add lines as they come, then put FILE in place. `on_line` is called with 1 after each."""
+        with growing(self.partial, self.file) as out:
+            for line in lines:
+                out.write(line + "\n")
+                out.flush()
+                on_line(1)
+
+    def lines(self) -> list[str]:
+        """Those of FILE, once it is complete."""
+        return self.file.read_text(encoding="utf-8").split("\n")[:-1]  # only JSON's own line ends
 
 
 def scored(
@@ -27,31 +69,28 @@ def scored(
 ) -> list[NDArray[np.float64]]:
     """The scores (K, K) of every group, NaN where not finite: those in `file` if they belong to `key`, else new ones.
 
+    A line of `file` is {"id", "scores": [K][K]}, null for a score that is not finite; FILE.key holds the key.
     `open_model` is called when there is something to score, `on_group` with the number of groups that are ready,
     first with what an earlier run left.
     """
-    partial, key_file = file.with_name(f"{file.name}.partial"), file.with_name(f"{file.name}.key")
-    known = key_file.exists() and _loads(key_file.read_text(encoding="utf-8")) == key
-    lines = _whole_lines(file if file.exists() else partial) if known else []
-    if not (known and file.exists() and len(lines) == len(groups)):
-        lines = lines[: len(groups)]
-        file.unlink(missing_ok=True)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write(key_file, json.dumps(key))
-        write(partial, "".join(line + "\n" for line in lines))
-        on_group(len(lines))
-        with open(partial, "a", encoding="utf-8") as out:
-            rest = islice(groups, len(lines), None)
-            for group, scores in zip(groups[len(lines) :], open_model().score_all(rest), strict=True):
-                line = {"id": group.id, "scores": _nulls(scores.tolist())}
-                lines.append(json.dumps(line, ensure_ascii=False, allow_nan=False, default=str))
-                out.write(lines[-1] + "\n")
-                out.flush()
-                on_group(1)
-        os.replace(partial, file)
+    store = ScoreFile(file, file.with_name(f"{file.name}.key"), key)
+    if file.exists() and not (store.belongs() and len(store.lines()) == len(groups)):
+        file.unlink()
+    if file.exists():
+        on_group(len(groups))
     else:
-        on_group(len(lines))
-    return [np.array(json.loads(line)["scores"], dtype=np.float64) for line in lines]
+        file.parent.mkdir(parents=True, exist_ok=True)
+        done = store.resume()
+        on_group(done)
+        matrices = open_model().score_all(islice(groups, done, None)) if done < len(groups) else []
+        lines = (_line(group, scores) for group, scores in zip(groups[done:], matrices, strict=True))
+        store.append(lines, on_group)
+    return [np.array(json.loads(line)["scores"], dtype=np.float64) for line in store.lines()]
+
+
+def _line(group: PreferenceGroup, scores: Any) -> str:
+    rows = [[value if np.isfinite(value) else None for value in row] for row in scores.tolist()]
+    return json.dumps({"id": group.id, "scores": rows}, ensure_ascii=False, allow_nan=False, default=str)
 
 
 def data_key(groups: Iterable[PreferenceGroup]) -> str:
@@ -62,35 +101,18 @@ def data_key(groups: Iterable[PreferenceGroup]) -> str:
     return digest.hexdigest()
 
 
-def model_key(source: str) -> Any:
-    """Fingerprint of a model's files: names, sizes, times; its name for a built-in model."""
+def file_key(file: Path) -> str:
+    """Fingerprint of a file's content."""
+    digest = hashlib.sha256()
+    with open(file, "rb") as stream:
+        for block in iter(lambda: stream.read(1 << 20), b""):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def model_key(source: str | Path) -> Any:
+    """Fingerprint of a model's files: names, sizes, times; of a built-in model its name."""
     if not Path(source).is_dir():
-        return source
+        return str(source)
     files = sorted(path for path in Path(source).iterdir() if path.is_file())
     return {path.name: [path.stat().st_size, path.stat().st_mtime_ns] for path in files}
-
-
-def write(file: Path, content: str | bytes) -> None:
-    """Write under a temporary name, then rename."""
-    temporary = file.with_name(f".{file.name}.new")
-    temporary.write_bytes(content.encode() if isinstance(content, str) else content)
-    os.replace(temporary, file)
-
-
-def _whole_lines(file: Path) -> list[str]:
-    """Lines that are complete; a killed run may leave half of one."""
-    if not file.exists():
-        return []
-    with open(file, encoding="utf-8", newline="\n", errors="replace") as lines:
-        return [line[:-1] for line in lines if line.endswith("\n")]
-
-
-def _nulls(matrix: list[list[float]]) -> list[list[float | None]]:
-    return [[value if np.isfinite(value) else None for value in row] for row in matrix]
-
-
-def _loads(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError:
-        return None

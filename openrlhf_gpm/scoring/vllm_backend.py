@@ -7,18 +7,18 @@ begin with. Normalisation, gate and scores are ours. vLLM is imported when an en
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from openrlhf_gpm.checkpoints.checkpoint import read_hf_config
+from openrlhf_gpm.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from openrlhf_gpm.config import GPMConfig
 from openrlhf_gpm.models.gpm import finish_embedding, scale_gate
 from openrlhf_gpm.samples.forest import gate_sample
 from openrlhf_gpm.samples.formatting import Encoded
-from openrlhf_gpm.scoring.torch_backend import pick_device
+from openrlhf_gpm.scoring.backend import pick_device
+from openrlhf_gpm.scoring.options import BATCH_TOKENS, check_options
 
 CPU_BLOCK = 32
 """Tokens of a cache block on a CPU, where vLLM takes multiples of 32. Prefixes are shared in whole blocks."""
@@ -45,23 +45,23 @@ class VLLMBackend:
 
     def __init__(
         self,
-        path: str | os.PathLike[str],
+        path: Checkpoint | str | os.PathLike[str],
         dtype: torch.dtype | str | None = None,
         device: torch.device | str | None = None,
-        batch_tokens: int = 16384,
+        batch_tokens: int = BATCH_TOKENS,
         share_prompt: str = "auto",
         **options: Any,
     ) -> None:
-        config = read_hf_config(Path(path))
-        self.config = GPMConfig.from_pretrained_config(config)
-        self.hidden_size = config.get_text_config().hidden_size
+        check_options(batch_tokens, share_prompt, "vllm")
+        checkpoint = open_checkpoint(path)
+        self.config: GPMConfig = checkpoint.gpm
+        self.hidden_size = checkpoint.hidden_size
+        self.batch_tokens = batch_tokens
         if self.config.layout != "classifier":
             raise ValueError(
-                f"--backend vllm: {path} is a GPM in its own layout: use `openrlhf-gpm convert --from gpm --to "
-                "classifier` first, or --backend torch"
+                f"--backend vllm: {checkpoint.path} is a GPM in its own layout: use `openrlhf-gpm convert --from gpm "
+                "--to classifier` first, or --backend torch"
             )
-        if batch_tokens < 1:
-            raise ValueError(f"--batch_tokens must be >= 1, got {batch_tokens}")
         asked = None if device is None else pick_device(device)
         if asked is not None and asked.type == "cuda" and asked.index is not None:
             _show_only(asked.index)  # vLLM takes the first GPU that it sees
@@ -76,9 +76,9 @@ class VLLMBackend:
             raise ValueError(f"--device {device}: this vLLM is built for {self.device}: leave --device out")
         on_cpu = self.device.type == "cpu"
         if dtype is None:  # vLLM's own "auto" would make bf16 of fp32
-            dtype = torch.float32 if on_cpu else config.dtype or "auto"
+            dtype = torch.float32 if on_cpu else checkpoint.hf.dtype or "auto"
         self.llm = LLM(
-            model=str(path),
+            model=str(checkpoint.path),
             runner="pooling",
             dtype=str(dtype).removeprefix("torch."),
             enable_prefix_caching=share_prompt == "auto",
@@ -91,10 +91,7 @@ class VLLMBackend:
         self.params = PoolingParams(task="classify", use_activation=False)
 
     def embed_groups(self, groups: Sequence[Sequence[Encoded]]) -> tuple[Tensor, Tensor]:
-        """G groups of samples, N in all -> v (N, 2k) in order and one gate a group (G, k), fp32 on the CPU.
-
-        Raises ValueError for a sample that is longer than the engine takes.
-        """
+        """See `Backend`. Raises ValueError for a sample that is longer than the engine takes."""
         requests: list[list[int]] = []
         prompts: list[int] = []  # where they are among the requests
         samples: list[int] = []

@@ -7,7 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from openrlhf_gpm.checkpoints.checkpoint import GPMConfig, load_gpm, read_gpm_config, save_gpm
+from openrlhf_gpm.checkpoints.checkpoint import load_gpm, open_checkpoint, save_gpm
+from openrlhf_gpm.config import GPMConfig
 from openrlhf_gpm.models.gpm import gpm_class
 from openrlhf_gpm.samples.formatting import Formatter
 
@@ -83,7 +84,7 @@ def test_config_json_says_everything_that_scoring_needs(gpm_checkpoint):
         "format_version": 1,
     }
     assert len(config["id2label"]) == 6
-    assert read_gpm_config(gpm_checkpoint) == GPMConfig(dim=6)
+    assert open_checkpoint(gpm_checkpoint).gpm == GPMConfig(dim=6)
 
 
 def test_tensors_have_the_names_of_the_base_model(gpm_checkpoint, new_config):
@@ -333,7 +334,7 @@ def test_the_authors_layout(checkpoint):
 def test_the_classifier_layout(checkpoint):
     edit_config(checkpoint, gpm=GPMConfig(dim=6, layout="classifier").to_dict())
     wrong(checkpoint, "layout of a plain classifier .*vllm backend, or use `openrlhf-gpm convert --from classifier")
-    assert read_gpm_config(checkpoint).layout == "classifier", "the vllm backend reads it"
+    assert open_checkpoint(checkpoint).gpm.layout == "classifier", "the vllm backend reads it"
 
 
 def test_trunk_tensor_missing(checkpoint):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from openrlhf_gpm.checkpoints.checkpoint import load_gpm, read_gpm_config
+from openrlhf_gpm.checkpoints.checkpoint import load_gpm, open_checkpoint
 from openrlhf_gpm.checkpoints.convert import convert
 from openrlhf_gpm.scoring.scorer import GPM
 
@@ -147,7 +147,7 @@ def test_what_was_decided_is_told_and_written(authors, tmp_path):
     assert "normalize true: from the paper's settings of GPM-Gemma-2B" in notes
     assert "dim 6, gate softmax: from the shapes of the tensors" in notes
     assert any("without the generation prompt" in note and "BOS" in note and "EOS" in note for note in notes)
-    gpm = read_gpm_config(tmp_path / "gpm")
+    gpm = open_checkpoint(tmp_path / "gpm").gpm
     assert (gpm.generation_prompt, gpm.bos, gpm.eos, gpm.layout) == (False, "tokenizer", "replace", "gpm")
     config = json.loads((tmp_path / "gpm/config.json").read_text())
     assert config["architectures"] == ["LlamaForSequenceClassification"]

@@ -49,7 +49,7 @@ def test_normalisation_is_given_denied_or_left_open(flags, want):
     assert (args.normalize, args.to, args.tau) == (want, "gpm", None)
 
 
-def test_help_loads_nothing_heavy_and_knows_every_layout_that_the_code_knows():
+def test_help_loads_nothing_heavy_and_knows_every_layout_that_the_code_knows(flags_of):
     from openrlhf_gpm.checkpoints.convert import SOURCES, TARGETS
 
     code = (
@@ -59,6 +59,5 @@ def test_help_loads_nothing_heavy_and_knows_every_layout_that_the_code_knows():
     env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, check=True).stdout
     assert json.loads(out.replace("'", '"')) == []
-    (subparsers,) = build_parser(["convert"])._subparsers._group_actions
-    choices = {action.dest: action.choices for action in subparsers.choices["convert"]._actions}
-    assert (tuple(choices["from_"]), tuple(choices["to"])) == (SOURCES, TARGETS)
+    flags = flags_of(build_parser(["convert"]))
+    assert (tuple(flags["--from"].choices), tuple(flags["--to"].choices)) == (SOURCES, TARGETS)

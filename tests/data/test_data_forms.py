@@ -166,7 +166,7 @@ def test_what_is_known_of_lists_holds_for_each_of_their_pairs():
 def test_a_system_column_is_the_first_message_of_every_form():
     row = {"system": "Be brief.", "prompt": "2 + 2?", "responses": ["4", "5"]}
     assert normalise_group(row).prompt == normalise_preference(row | {"scores": [1, 0]}).prompt == PROMPT
-    with pytest.raises(BadRow, match="no place for a 'system' column"):
+    with pytest.raises(BadRow, match="cannot have a 'system' column"):
         normalise_preference({"system": "Be brief.", "chosen": "Human: hi 4", "rejected": "Human: hi 5"})
 
 
@@ -223,7 +223,7 @@ LISTS = {"prompt": "p", "chosen": ["a", "b"], "rejected": ["c"]}
         (THREE, "missing column", "the responses are not compared: one of scores, ranks, comparisons"),
         ({"responses": ["a", "b"], "ranks": [1, 2]}, "missing column", "column 'prompt' is missing"),
         (PAIR | {"chosen": " "}, "empty response", "'chosen' is an empty response"),
-        (PAIR | {"rejected": "a"}, "equal responses", "are equal, which is no preference"),
+        (PAIR | {"rejected": "a"}, "equal responses", "are equal, so neither can be preferred"),
         (PAIR | {"label": 1.01}, "label outside", r"'label' must be in \[0, 1\], .* got 1.01"),
         (PAIR | {"label": math.nan}, "not a finite number", "'label' must be a finite number, got nan"),
         (PAIR | {"label": 10**400}, "not a finite number", "'label' must be a finite number, got 10000"),
@@ -245,7 +245,7 @@ LISTS = {"prompt": "p", "chosen": ["a", "b"], "rejected": ["c"]}
         (
             THREE | {"scores": [1, 2]},
             "wrong type",
-            "'scores' must be a list of 3 numbers, one for each response, got 2",
+            "'scores' must be a list of 3 numbers, one per response, got 2",
         ),
         (THREE | {"scores": "abc"}, "wrong type", "'scores' must be a list of 3 numbers.* got text"),
         (THREE | {"scores": [1, None, 2]}, "not a finite number", r"'scores\[1\]' must be a finite number, got None"),

@@ -135,7 +135,7 @@ BASE = {"prompt": "p", "chosen": "a", "rejected": "b"}
         ({}, r"column 'chosen' is missing \(there is: nothing\)"),
         (BASE | {"chosen": ""}, "'chosen' is an empty response"),
         (BASE | {"rejected": [assistant(" \n")]}, "'rejected' is an empty response"),
-        (BASE | {"rejected": "a"}, "'chosen' and 'rejected' are equal, which is no preference"),
+        (BASE | {"rejected": "a"}, "'chosen' and 'rejected' are equal, so neither can be preferred"),
         (BASE | {"label": 1.5}, r"'label' must be in \[0, 1\].*got 1.5"),
         (BASE | {"label": -1}, r"'label' must be in \[0, 1\]"),
         (BASE | {"label": math.nan}, "'label' must be a finite number, got nan"),

@@ -45,8 +45,8 @@ def test_the_table_counts_by_hand():
         "groups": "4",
         "comparisons": "6",
         "prompts": "2",
-        "without a prompt": "1 groups, each taken as its own prompt",
-        "responses a prompt": "2 with 3",
+        "without a prompt": "1 groups, each counted as its own prompt",
+        "responses per prompt": "2 with 3",
         "prompts with a cycle": "0",
         "labels": "1: 3, 0.5: 1, between 0 and 0.5: 1, 0: 1",
         "longer wins": "75.0% of 4 comparisons",
@@ -59,4 +59,4 @@ def test_many_sizes_of_groups_are_told_as_percentiles():
     survey = Survey()
     for size in range(2, 10):
         survey.add(group([str(i) for i in range(size)], (0, 1), prompt=f"{size}"), "pair")
-    assert dict(survey.lines())["responses a prompt"] == "5%: 2, 50%: 5, 95%: 9, most: 9"
+    assert dict(survey.lines())["responses per prompt"] == "5%: 2, 50%: 5, 95%: 9, most: 9"

@@ -2,7 +2,6 @@
 
 import json
 
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -11,7 +10,6 @@ from openrlhf_gpm.data import (
     PreferenceGroup,
     normalise_preference,
     read_preferences,
-    replacing,
     to_row,
     write_groups,
 )
@@ -78,28 +76,3 @@ def test_a_file_of_groups_is_read_back(tmp_path):
     assert [group for _, group in read_preferences(path)] == groups
     assert path.read_bytes().count(b"\n") == 2
     assert list(tmp_path.iterdir()) == [path]
-
-
-def test_an_error_leaves_the_old_files_and_nothing_else(tmp_path):
-    old, new = tmp_path / "old", tmp_path / "new"
-    old.write_text("as it was")
-
-    def write():
-        with replacing(old, new) as files:
-            for file in files:
-                file.write("half")
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        write()
-    assert list(tmp_path.iterdir()) == [old]
-    assert old.read_text() == "as it was"
-
-
-def test_files_appear_when_all_are_complete(tmp_path):
-    with replacing(tmp_path / "a", tmp_path / "b") as files:
-        for file in files:
-            file.write("whole")
-        assert not (tmp_path / "a").exists()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
-    assert (tmp_path / "b").read_text() == "whole"

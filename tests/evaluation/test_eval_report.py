@@ -133,7 +133,7 @@ def test_rows_that_are_no_items_of_rewardbench_2_are_spoken_of():
     reward = np.arange(4.0)[::-1, None] - np.arange(4.0)[::-1]
     found = evaluate([dataset(item, pair)], [[reward, reward[:2, :2]]], SETTINGS)
     assert (found["rewardbench2"]["items"], found["rewardbench2"]["not_items"]) == ({"Math": 1}, 1)
-    assert "1 rows of these subsets are no items" in report.markdown({"m": found | {"data": []}}, found, [])
+    assert "1 rows of these subsets are left out" in report.markdown({"m": found | {"data": []}}, found, [])
 
 
 def test_without_bootstrap_there_are_no_intervals():

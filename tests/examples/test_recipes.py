@@ -140,7 +140,7 @@ def test_sppo_is_gpo_with_another_loss(reward: Path):
 
 @pytest.mark.parametrize(("name", "gpus"), [("gpo", 8), ("gpo ray job", 32), ("gpo slurm", 32), ("cpu gpo", 3)])
 def test_a_recipe_asks_for_the_gpus_that_it_names(name: str, gpus: int, reward: Path):
-    from openrlhf_gpm.trainer.policy.cluster import devices_needed
+    from openrlhf_gpm.trainer.policy.placement import devices_needed
 
     assert {devices_needed(run) for run in parsed(name, reward)} == {gpus}
 

@@ -59,6 +59,7 @@ def main(model: str, out: str, zero_stage: str, micro_batch_size: str, *flags: s
         model,
         attn_implementation="eager",
         param_dtype="fp32",
+        packing_samples=args.ds.packing_samples,
         ds_config=strategy.get_ds_train_config(),
     )
     config = {

@@ -53,10 +53,13 @@ def test_micro_batches_do_not_change_the_update(update, world):
     assert relative_difference(eight, one) < 1e-2 * relative_difference(one, start(world))
 
 
+DYNAMIC = ("--train.dynamic_batch_enable", "--train.max_tokens_per_gpu", "20", "--vllm.num_engines", "1")
+
+
 @pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
 def test_dynamic_batches_do_not_change_the_update(update, world, zero_stage):
     """Four micro-batches of uneven size in one window; DeepSpeed's ZeRO-1 and 2 would keep the last one's gradient."""
-    dynamic = update(zero_stage, 1, 2, "--train.dynamic_batch_enable", "--train.max_tokens_per_gpu", "20")
+    dynamic = update(zero_stage, 1, 2, *DYNAMIC)
     static = update(2, 1, 2)
     assert relative_difference(dynamic["parameters"], start(world)) > 1e-4
     assert relative_difference(dynamic["parameters"], static["parameters"]) < 1e-6

@@ -37,7 +37,7 @@ def test_a_gpm_learns_a_cycle_and_reports_how_it_goes(stack, cycle, tmp_path):
     assert (
         gpm.config.to_dict() | {"dim": 4, "gate": "softmax_scaled", "tau": 0.1, "max_len": 64} == gpm.config.to_dict()
     )
-    assert not hasattr(gpm.model.config, "mean")  # a score has no scale to normalise by
+    assert not hasattr(gpm.backend.model.config, "mean")  # a score has no scale to normalise by
     metrics = {"loss", "acc", "prob", "score_scale", "gate_entropy", "cyclic_share", "grad_norm", "lr"}
     assert {f"train/{name}" for name in metrics} <= set(curves)
     assert curves["eval/acc_mean"][-1] == 1.0
@@ -108,7 +108,7 @@ def test_a_checkpoint_saved_on_the_way_has_the_temperature_of_its_step(stack, tm
     taus = []
     for path in (tmp_path / "lora_ckpt" / "global_step2_hf", tmp_path / "lora"):
         gpm = GPM.from_pretrained(path)
-        assert gpm.config.tau == pytest.approx(gpm.model.temperature().item(), rel=1e-5)
+        assert gpm.config.tau == pytest.approx(gpm.backend.model.temperature().item(), rel=1e-5)
         taus.append(gpm.config.tau)
     assert len({0.1, *taus}) == 3
 

@@ -1,76 +1,159 @@
-"""The import arrow: core <- models <- {scoring, data} <- {evaluation, serving, trainer with plugin} <- cli."""
+"""Who imports whom: the arrow between the parts of the package, what each part needs, and no circles."""
 
 import ast
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 PACKAGE = Path(__file__).parents[2] / "openrlhf_gpm"
-LAYER = {
-    "core": 0,
-    "config": 0,
-    "patching": 0,
-    "data": 1,
-    "samples": 1,
-    "models": 2,
-    "checkpoints": 3,
-    "scoring": 4,
-    "evaluation": 5,
-    "trainer": 5,
-    "plugin": 5,
-    "cli": 6,
+FACE = PACKAGE / "__init__.py"
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+FLOORS = [  # a part imports lower floors only, never another part of its own floor
+    {"core", "config", "flags", "files", "patching"},
+    {"objectives", "data", "samples"},
+    {"models"},
+    {"checkpoints"},
+    {"scoring"},
+    {"evaluation", "trainer"},
+    {"plugin", "cli"},
+]
+NEEDS = {  # what each part imports besides the standard library and this package; nothing where it is not listed
+    "core": {"torch"},
+    "patching": {"patch_ng"},
+    "objectives": {"torch"},
+    "data": {"datasets", "pyarrow"},
+    "samples": {"torch"},
+    "models": {"torch", "transformers"},
+    "checkpoints": {"huggingface_hub", "peft", "safetensors", "torch", "transformers"},
+    "scoring": {"numpy", "torch", "vllm"},
+    "evaluation": {"matplotlib", "numpy", "torch"},
+    "trainer": {"deepspeed", "huggingface_hub", "openrlhf", "ray", "torch", "tqdm"},
+    "plugin": {"openrlhf"},
+    "cli": {"torch", "tqdm"},
 }
-TOGETHER = {"trainer", "plugin"}  # what runs inside OpenRLHF, and the file by which OpenRLHF finds it
-CLUSTER = {"openrlhf", "ray", "deepspeed", "vllm"}  # only what runs inside OpenRLHF may need them
-MAY_IMPORT = {"scoring": {"vllm"}}  # when an engine starts
+CLUSTER = {"openrlhf", "ray", "deepspeed"}
+INSIDE_OPENRLHF = {
+    PACKAGE / "plugin.py",
+    PACKAGE / "trainer/checkpoint_checks.py",
+    *PACKAGE.glob("trainer/reward/*.py"),
+    *PACKAGE.glob("trainer/policy/*.py"),
+}
+VLLM = {PACKAGE / "scoring/vllm_backend.py"}
 
 
-def sources(part: str) -> list[Path]:
-    """Files of a part: a module, or a folder with all below it."""
-    return [PACKAGE / f"{part}.py"] if (PACKAGE / f"{part}.py").exists() else sorted((PACKAGE / part).rglob("*.py"))
+def short(file: Path) -> str:
+    return str(file.relative_to(PACKAGE))
 
 
-def imports(file: Path) -> Iterator[str]:
-    """Absolute names of all that a file imports, within functions too."""
-    package = ["openrlhf_gpm", *file.relative_to(PACKAGE).parent.parts]
+def part_of(file: Path) -> str:
+    """The room or the module of the top level that a file belongs to."""
+    return file.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+PARTS = sorted({part_of(file) for file in FILES} - {"__init__"})
+
+
+def imports(file: Path) -> Iterator[tuple[str, str]]:
+    """(module, name) of all that a file imports, within functions and for type checkers too; no name in `import x`."""
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            yield from ((alias.name, "") for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            start = package[: len(package) - node.level + 1] if node.level else []
-            base = ".".join([*start, *filter(None, [node.module])])
-            # `from openrlhf_gpm import core` names a module, `from openrlhf_gpm.core import x` mostly does not
-            yield from (f"{base}.{alias.name}" for alias in node.names) if base == "openrlhf_gpm" else [base]
+            assert node.level == 0, f"{short(file)}:{node.lineno}: write the whole name of the module"
+            yield from ((node.module or "", alias.name) for alias in node.names)
 
 
-def all_imports(part: str) -> set[str]:
-    return {name for file in sources(part) for name in imports(file)}
+def packages(file: Path) -> set[str]:
+    """Third-party packages that a file imports."""
+    tops = {module.split(".")[0] for module, _ in imports(file)}
+    return tops - set(sys.stdlib_module_names) - {"openrlhf_gpm"}
 
 
-def test_every_part_of_the_package_has_its_place_in_the_arrow():
-    parts = {path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
-    assert parts - {"__init__", "_patches"} <= set(LAYER)
+def files_imported(file: Path) -> set[Path]:
+    """Files of the package that a file imports: `from a.b import c` is a/b/c.py, or a/b.py or its folder's face."""
+    found = set()
+    for module, name in imports(file):
+        if module.split(".")[0] == "openrlhf_gpm":
+            base = PACKAGE.joinpath(*module.split(".")[1:])
+            places = [base / f"{name}.py", base / name / "__init__.py", base.with_suffix(".py"), base / "__init__.py"]
+            found.add(next(place for place in places if place.exists()))
+    return found
 
 
-@pytest.mark.parametrize("part", LAYER)
-def test_a_part_imports_only_lower_parts(part: str):
-    own = {name.split(".")[1] for name in all_imports(part) if name.startswith("openrlhf_gpm.")}
-    allowed = {part} | (TOGETHER if part in TOGETHER else set())
-    assert {other for other in own - allowed if LAYER.get(other, -1) >= LAYER[part]} == set()
+def test_every_part_has_a_floor():
+    assert set(PARTS) <= set.union(*FLOORS)
+    assert set(NEEDS) <= set.union(*FLOORS)
 
 
-def test_core_imports_torch_alone():
-    names = {name.split(".")[0] for name in all_imports("core")}
-    assert names - {*sys.stdlib_module_names, "openrlhf_gpm"} == {"torch"}
+@pytest.mark.parametrize("part", PARTS)
+def test_a_part_imports_lower_floors_only(part: str):
+    number = next(number for number, floor in enumerate(FLOORS) if part in floor)
+    allowed = {part, "__init__", *(other for floor in FLOORS[:number] for other in floor)}
+    upwards = {
+        (short(file), short(other))
+        for file in FILES
+        if part_of(file) == part
+        for other in files_imported(file)
+        if part_of(other) not in allowed
+    }
+    assert upwards == set()
 
 
-@pytest.mark.parametrize("part", sorted(set(LAYER) - TOGETHER))
-def test_openrlhf_and_its_stack_are_imported_in_trainer_and_plugin_only(part: str):
-    assert {name.split(".")[0] for name in all_imports(part)} & CLUSTER == MAY_IMPORT.get(part, set())
+def test_no_two_files_import_each_other():
+    """Not by a third file either; imports inside functions and for type checkers count."""
+    graph = {short(file): {short(other) for other in files_imported(file) - {FACE}} for file in FILES}
+    TopologicalSorter(graph).prepare()  # CycleError names the circle
+
+
+def test_the_package_takes_only_its_version_from_its_own_face():
+    """The face loads `GPM` on demand; a file below `scoring` that took it from there would hide a circle."""
+    taken = {(short(file), name) for file in FILES for module, name in imports(file) if module == "openrlhf_gpm"}
+    modules = {path.stem for path in PACKAGE.iterdir()}
+    assert {(file, name) for file, name in taken if name not in {*modules, "__version__"}} == set()
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_part_needs_exactly_these_packages(part: str):
+    found = set().union(*(packages(file) for file in FILES if part_of(file) == part))
+    assert found == NEEDS.get(part, set())
+
+
+def test_openrlhf_ray_and_deepspeed_are_imported_only_by_what_runs_inside_openrlhf():
+    assert {short(file) for file in FILES if packages(file) & CLUSTER and file not in INSIDE_OPENRLHF} == set()
+
+
+def test_vllm_is_imported_by_one_file():
+    assert {file for file in FILES if "vllm" in packages(file)} == VLLM
+
+
+def test_an_objective_imports_torch_core_flags_and_other_objectives():
+    for file in PACKAGE.glob("objectives/*.py"):
+        assert packages(file) <= {"torch"}, short(file)
+        assert {part_of(other) for other in files_imported(file)} <= {"core", "flags", "objectives"}, short(file)
+
+
+def private_names(file: Path) -> Iterator[str]:
+    """Names with a leading underscore that a file takes from another of ours, by import or as `module._name`."""
+    modules = set()
+    for module, name in imports(file):
+        base = PACKAGE.joinpath(*module.split(".")[1:]) / name
+        if module.split(".")[0] == "openrlhf_gpm":
+            modules |= {name} if base.is_dir() or base.with_suffix(".py").exists() else set()
+            yield from [name] if re.match(r"_(?!_)", name) else []
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in modules:
+            yield from [f"{node.value.id}.{node.attr}"] if re.match(r"_(?!_)", node.attr) else []
+
+
+def test_no_private_name_is_imported_across_files():
+    assert {(short(file), name) for file in FILES for name in private_names(file)} == set()
 
 
 def run_without(blocked: set[str], code: str) -> str:
@@ -82,16 +165,19 @@ def run_without(blocked: set[str], code: str) -> str:
     return out.stdout
 
 
-def test_core_needs_neither_openrlhf_nor_transformers_and_loads_within_a_second():
+@pytest.mark.parametrize("module", ["openrlhf_gpm.core", "openrlhf_gpm.objectives"])
+def test_formulas_and_objectives_need_torch_alone_and_load_within_a_second(module: str):
     code = (
-        "import time, torch; start = time.perf_counter(); import openrlhf_gpm.core; print(time.perf_counter() - start)"
+        f"import time, torch; start = time.perf_counter(); import {module}; print(time.perf_counter() - start)\n"
+        f"import openrlhf_gpm.objectives; openrlhf_gpm.objectives.classes()"
     )
-    assert float(run_without(CLUSTER | {"transformers"}, code)) < 1
+    others = set.union(*NEEDS.values()) - {"torch", "numpy"}  # torch imports numpy
+    assert float(run_without(others, code)) < 1
 
 
 def test_scoring_needs_torch_and_transformers_only():
     code = "import openrlhf_gpm.scoring.scorer, openrlhf_gpm.scoring.vllm_backend, openrlhf_gpm.data"
-    run_without(CLUSTER | {"peft", "datasets", "matplotlib", "fastapi", "patch_ng"}, code)
+    run_without(CLUSTER | {"vllm", "peft", "datasets", "matplotlib", "fastapi", "patch_ng"}, code)
 
 
 @pytest.mark.parametrize("module", ["openrlhf_gpm", "openrlhf_gpm.plugin", "openrlhf_gpm.cli.main"])

@@ -35,9 +35,9 @@ def test_the_table_ends_with_the_verdict_that_the_exit_status_gives():
     assert bool(re.search(r"^fail", out.stdout, re.MULTILINE)) == (out.returncode == 1)
 
 
-def test_every_fault_says_how_to_mend_it():
+def test_every_fault_says_how_to_fix_it():
     findings = doctor(RAY_ADDRESS=None, PYTHONDONTWRITEBYTECODE="1", **dict.fromkeys(CPU_ENV))
-    assert [finding for finding in findings.values() if finding["level"] != "ok" and not finding["mend"]] == []
+    assert [finding for finding in findings.values() if finding["level"] != "ok" and not finding["fix"]] == []
     assert findings["PYTHONDONTWRITEBYTECODE"]["level"] == "warn"
     assert findings["ray cluster"]["level"] == "warn"
 

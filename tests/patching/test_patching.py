@@ -148,7 +148,7 @@ def test_when_one_file_cannot_be_written_none_is_changed(site: Path, series: Ser
 def test_patches_and_manifest_that_disagree_change_nothing(site: Path, series: Series):
     patch = series.patches[0]
     patch.write_text(patch.read_text().replace("+    return accelerator()", "+    return other()"))
-    with pytest.raises(PatchError, match=r"do not lead to the patched openrlhf/utils\.py"):
+    with pytest.raises(PatchError, match=r"do not produce the patched openrlhf/utils\.py"):
         patching.apply(site / "openrlhf", series)
     assert read(site) == PRISTINE
 

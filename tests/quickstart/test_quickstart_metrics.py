@@ -7,10 +7,12 @@ import pytest
 import report
 import torch
 from commands import Settings
-from simulation import fit_bradley_terry, self_play
+from simulation import fit_bradley_terry
 from world import GAMES, sample_wins, start_policy
 
 from openrlhf_gpm.core import bt_scores, embed_scores
+from openrlhf_gpm.core.tabular import play
+from openrlhf_gpm.objectives.gpo import GPO
 
 
 @pytest.fixture(scope="module")
@@ -31,8 +33,8 @@ def measurements() -> dict:
                 "gpm_gate": None,
                 "bt_rewards": rewards.tolist(),
                 "policies": {
-                    "gpm": self_play(game.scores, start, 20, 5.0).tolist(),
-                    "bt": self_play(bt_scores(rewards), start, 20, 5.0).tolist(),
+                    "gpm": play(GPO(beta=5.0), game.scores, start, 20).tolist(),
+                    "bt": play(GPO(beta=5.0), bt_scores(rewards), start, 20).tolist(),
                 },
             }
         )

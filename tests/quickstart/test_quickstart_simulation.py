@@ -1,13 +1,15 @@
-"""The exact simulation: maximum likelihood Bradley-Terry, multiplicative updates, and what they lead to."""
+"""The exact simulation: maximum likelihood Bradley-Terry, and what self-play leads to."""
 
 import math
 
 import pytest
 import torch
-from simulation import fit_bradley_terry, running_average, self_play, worst_cases
+from simulation import fit_bradley_terry
 from world import GAMES, sample_wins, start_policy
 
 from openrlhf_gpm.core import bt_scores, worst_case_win_rate
+from openrlhf_gpm.core.tabular import play, worst_cases
+from openrlhf_gpm.objectives.gpo import GPO
 
 STEPS, BETA = 20, 5.0
 
@@ -30,29 +32,6 @@ def test_an_even_cycle_gets_equal_rewards():
     torch.testing.assert_close(fit_bradley_terry(wins), torch.zeros(3, dtype=torch.float64))
 
 
-def test_one_step_by_hand():
-    """Two answers, score ln 9, half and half, beta 5: the log-odds grow by 2 * (ln 9 / 2) / 5."""
-    scores = torch.tensor([[0.0, math.log(9)], [-math.log(9), 0.0]], dtype=torch.float64)
-    policy = self_play(scores, torch.tensor([0.5, 0.5], dtype=torch.float64), 1, BETA)[1]
-    assert torch.logit(policy[0]).item() == pytest.approx(math.log(9) / 5)
-
-
-def test_the_equal_mixture_of_a_cycle_stays():
-    start = torch.tensor([0.25, 0.25, 0.25, 0.25, 0.0], dtype=torch.float64)
-    torch.testing.assert_close(self_play(GAMES[1].scores, start, 5, BETA)[-1], start)
-
-
-def test_the_running_average_ends_at_the_average_iterate():
-    policies = torch.tensor([[1.0, 0.0], [0.5, 0.5], [0.0, 1.0]])
-    expected = torch.tensor([[1.0, 0.0], [0.75, 0.25], [0.5, 0.5]])
-    torch.testing.assert_close(running_average(policies), expected)
-
-
-def test_mass_on_texts_outside_the_game_counts_as_lost():
-    probs = torch.full((2, 2), 0.5)
-    assert worst_cases(probs, torch.tensor([[0.4, 0.4]]))["last"] == pytest.approx(0.4)
-
-
 def test_self_play_against_the_truth_is_hard_to_exploit_on_average_and_against_bradley_terry_is_not():
     """The reference curve: about 0.45 against 0.16 to 0.29, as stated for this game and these counts."""
     averages = {"gpm": [], "bt": []}
@@ -61,7 +40,7 @@ def test_self_play_against_the_truth_is_hard_to_exploit_on_average_and_against_b
         assert worst_case_win_rate(game.probs, start) < 0.38
         rewards = fit_bradley_terry(game.counts * game.probs)  # infinitely many comparisons in the same proportions
         for kind, scores in (("gpm", game.scores), ("bt", bt_scores(rewards))):
-            policies = self_play(scores, start, STEPS, BETA)
+            policies = play(GPO(beta=BETA), scores, start, STEPS)
             averages[kind].append(worst_cases(game.probs, policies)["average"])
             assert policies[-1, -1] < 1e-4  # the dominated answer
             torch.testing.assert_close(policies.sum(-1), torch.ones(STEPS + 1, dtype=torch.float64))

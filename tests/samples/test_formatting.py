@@ -311,3 +311,9 @@ def test_the_checkpoints_config_makes_the_formatter_it_was_trained_with(plain_to
 def test_the_padding_id_is_the_eos_where_there_is_no_padding_token(chat_tokenizer, new_tokenizer):
     assert Formatter(chat_tokenizer, chat_template=True).pad_token_id == 2
     assert Formatter(new_tokenizer(pad=False), chat_template=True).pad_token_id == 1
+
+
+def test_a_cut_response_is_marked(chat_tokenizer):
+    formatter = Formatter(chat_tokenizer, chat_template=True, max_len=40)
+    assert not formatter.encode("Hi", "short").truncated
+    assert formatter.encode("Hi", "long " * 40).truncated

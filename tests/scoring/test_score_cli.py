@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from openrlhf_gpm.checkpoints.checkpoint import open_checkpoint
 from openrlhf_gpm.cli import main as cli
-from openrlhf_gpm.cli.score import DTYPES, resume
-from openrlhf_gpm.scoring import scorer
+from openrlhf_gpm.scoring.options import DTYPES
+from openrlhf_gpm.scoring.scorer import GPM
 
 ROOT = Path(cli.__file__).parents[2]
 LINES = [
@@ -64,7 +65,7 @@ def test_score_writes_what_gpm_score_says_in_the_order_of_the_input(job, gpm_che
     assert files(job) == ["in.jsonl", "out.jsonl"]
     written = results(job)
     assert [result["id"] for result in written] == ["q1", 7, "2", {"set": "a", "n": 1}]
-    gpm = scorer.GPM.from_pretrained(gpm_checkpoint, device="cpu")
+    gpm = GPM.from_pretrained(gpm_checkpoint, device="cpu")
     for result, line in zip(written, LINES, strict=True):
         expected = gpm.score(line["prompt"], line["responses"])
         assert list(result) == list(expected)
@@ -107,7 +108,7 @@ def break_off_at(job, n):
 
     model = shutil.copytree(option(job, "--model"), option(job, "--output").parents[1] / "model")
     job[job.index("--model") + 1] = str(model)
-    formatter = scorer.load_formatter(model)
+    formatter = open_checkpoint(model).formatter()
     tokens = [{t for r in line["responses"] for t in formatter.encode(line["prompt"], r).input_ids} for line in LINES]
     new_here = tokens[n] - set.union(*tokens[:n])
     file = model / "model.safetensors"
@@ -192,16 +193,6 @@ def test_a_partial_output_of_something_else_is_not_continued(job, capsys, change
     assert cli.main(job) == 0
     assert "starting anew" in capsys.readouterr().err
     assert len(results(job)) == (1 if change == "input" else 4)
-
-
-def test_resume_counts_whole_lines_by_hand(tmp_path):
-    partial = tmp_path / "out.partial"
-    assert resume(partial, {"a": 1}) == 0
-    partial.write_bytes(b"{}\n{}\n{")
-    assert resume(partial, {"a": 1}) == 2
-    assert partial.read_bytes() == b"{}\n{}\n"
-    assert resume(partial, {"a": 2}) == 0
-    assert not partial.exists()
 
 
 # Wrong input

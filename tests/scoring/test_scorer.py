@@ -3,12 +3,13 @@ import torch
 
 import openrlhf_gpm
 from openrlhf_gpm import core
-from openrlhf_gpm.checkpoints.checkpoint import load_gpm, save_gpm
+from openrlhf_gpm.checkpoints.checkpoint import load_gpm, open_checkpoint, save_gpm
 from openrlhf_gpm.data import Group
 from openrlhf_gpm.samples.batch import collate_groups, encode_groups, plan_batches
 from openrlhf_gpm.samples.formatting import Formatter, pair_text
-from openrlhf_gpm.scoring.scorer import GPM, group_result, load_formatter, pairwise_result
-from openrlhf_gpm.scoring.torch_backend import embed_batch
+from openrlhf_gpm.scoring.results import group_result, is_finite, pairwise_result
+from openrlhf_gpm.scoring.scorer import GPM
+from openrlhf_gpm.scoring.torch_backend import TorchBackend, embed_batch
 
 CHAT = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello"}]
 GROUPS = [
@@ -87,7 +88,7 @@ def test_score_is_one_call_of_the_model_and_the_formulas_of_core(gpm):
     prompt, responses = GROUPS[0].prompt, GROUPS[0].responses
     result = gpm.score(prompt, responses)
     batch = collate_groups(encode_groups(gpm.formatter, [prompt] * 4, responses), 2, share=False)
-    v, gate = embed_batch(gpm.model, batch, "cpu")
+    v, gate = embed_batch(gpm.backend.model, batch, "cpu")
     scores = core.group_scores(v, gate[0], gpm.config.tau)
     torch.testing.assert_close(torch.tensor(result["embeddings"]), v, atol=1e-6, rtol=0)
     torch.testing.assert_close(torch.tensor(result["gate"]), gate[0], atol=1e-6, rtol=0)
@@ -132,7 +133,7 @@ def test_scores_is_the_matrix_of_score(gpm):
 
 def test_a_reward_head_gives_bradley_terry_scores(new_gpm, chat_tokenizer):
     model = new_gpm(head="reward", dim=2, gate="none", normalize=False, tau=0.5)
-    gpm = GPM(model, Formatter(chat_tokenizer, chat_template=True))
+    gpm = GPM(TorchBackend(model), Formatter(chat_tokenizer, chat_template=True))
     result = gpm.score("Hello, how are you?", ["Fine.", "No.", "Seven."])
     v = torch.tensor(result["embeddings"])
     assert torch.equal(v[:, 1], torch.ones(3))
@@ -153,7 +154,7 @@ def test_a_pairwise_result_by_hand():
 
 def test_a_pairwise_head_reads_both_orders_of_every_pair(new_gpm, chat_tokenizer):
     model = new_gpm(head="pairwise", dim=2, gate="none", normalize=False, tau=0.5)
-    gpm = GPM(model, Formatter(chat_tokenizer, chat_template=True))
+    gpm = GPM(TorchBackend(model), Formatter(chat_tokenizer, chat_template=True))
     responses = ["Fine.", "No.", "Seven."]
 
     def r(i, j):
@@ -214,7 +215,7 @@ def test_the_gate_of_a_group_is_that_of_its_whole_prompt(new_gpm, plain_tokenize
 
 
 def test_a_model_without_a_gate_has_gate_null(new_gpm, chat_tokenizer):
-    gpm = GPM(new_gpm(gate="none"), Formatter(chat_tokenizer, chat_template=True))
+    gpm = GPM(TorchBackend(new_gpm(gate="none")), Formatter(chat_tokenizer, chat_template=True))
     result = gpm.score("Hello", ["Fine.", "No."])
     assert result["gate"] is None
     assert result["scores"][0][1] == -result["scores"][1][0] != 0
@@ -222,9 +223,11 @@ def test_a_model_without_a_gate_has_gate_null(new_gpm, chat_tokenizer):
 
 def test_the_cpu_default_is_fp32_and_another_dtype_can_be_asked_for(new_gpm, chat_tokenizer, tmp_path):
     save_gpm(new_gpm().bfloat16(), chat_tokenizer, tmp_path / "gpm")
-    assert GPM.from_pretrained(tmp_path / "gpm", device="cpu").model.dtype == torch.float32
-    assert GPM.from_pretrained(tmp_path / "gpm", device="cpu", dtype="bfloat16").model.dtype == torch.bfloat16
-    assert GPM.from_pretrained(tmp_path / "gpm").device.type == ("cuda" if torch.cuda.is_available() else "cpu")
+    assert GPM.from_pretrained(tmp_path / "gpm", device="cpu").backend.model.dtype == torch.float32
+    assert GPM.from_pretrained(tmp_path / "gpm", device="cpu", dtype="bfloat16").backend.model.dtype == torch.bfloat16
+    assert GPM.from_pretrained(tmp_path / "gpm").backend.device.type == (
+        "cuda" if torch.cuda.is_available() else "cpu"
+    )
 
 
 def test_gpm_is_the_packages_public_name():
@@ -241,11 +244,11 @@ def test_wrong_input_is_told_with_its_group(gpm, chat_tokenizer, new_gpm):
         gpm.score("Hello", [])
     with pytest.raises(ValueError, match="2 prompts but 1 responses"):
         gpm.embed(["a", "b"], ["c"])
-    short = GPM(new_gpm(), Formatter(chat_tokenizer, chat_template=True, max_len=12))
+    short = GPM(TorchBackend(new_gpm()), Formatter(chat_tokenizer, chat_template=True, max_len=12))
     with pytest.raises(ValueError, match=r"group 'q1': the prompt has .* no room"):
         list(short.score_groups(GROUPS))
-    with pytest.raises(ValueError, match="--batch_tokens must be >= 1"):
-        GPM(gpm.model, gpm.formatter, batch_tokens=0)
+    with pytest.raises(ValueError, match="finite must be one of refuse, nan; got 'maybe'"):
+        list(gpm.score_groups(GROUPS, finite="maybe"))
 
 
 def test_wrong_settings_and_a_wrong_layout_are_told_in_one_line(gpm_checkpoint):
@@ -253,6 +256,8 @@ def test_wrong_settings_and_a_wrong_layout_are_told_in_one_line(gpm_checkpoint):
         GPM.from_pretrained(gpm_checkpoint, backend="jax")
     with pytest.raises(ValueError, match="--share_prompt must be one of auto, off; got 'on'"):
         GPM.from_pretrained(gpm_checkpoint, share_prompt="on")
+    with pytest.raises(ValueError, match="--batch_tokens must be >= 1, got 0"):
+        GPM.from_pretrained(gpm_checkpoint, batch_tokens=0)
     with pytest.raises(ValueError, match="is a GPM in its own layout: use `openrlhf-gpm convert --from gpm"):
         GPM.from_pretrained(gpm_checkpoint, backend="vllm")
 
@@ -261,13 +266,51 @@ def test_embeddings_that_are_not_finite_are_an_error_and_never_a_score(new_gpm, 
     model = new_gpm()
     model.score.weight.data[0, 0] = float("nan")
     with pytest.raises(ValueError, match="group 'q1': the model's embeddings are not finite"):
-        list(GPM(model, Formatter(chat_tokenizer, chat_template=True)).score_groups(GROUPS))
-    with pytest.raises(ValueError, match="not finite"):
-        group_result(torch.ones(2, 2), torch.tensor([float("inf")]), 1.0)
+        list(GPM(TorchBackend(model), Formatter(chat_tokenizer, chat_template=True)).score_groups(GROUPS))
+
+
+def test_a_result_with_nan_keeps_the_scores_that_are_finite_and_nothing_that_needs_all():
+    v = torch.tensor([[1.0, 0.0], [0.0, 1.0], [float("nan"), 0.0]])
+    result = group_result(v, None, tau=0.5)
+    assert not is_finite(result)
+    assert result["scores"][0][:2] == [0, 2]
+    assert torch.tensor(result["scores"])[2].isnan().all()
+    assert {name for name, value in result.items() if value is None} == {
+        *("gate", "mean_scores", "win_rates", "ranking", "von_neumann", "cyclic_share")
+    }
+    assert is_finite(group_result(v[:2], None, tau=0.5))
+
+
+HEADS = {
+    "embedding": {},
+    "reward": {"head": "reward", "dim": 2, "gate": "none", "normalize": False},
+    "pairwise": {"head": "pairwise", "dim": 2, "gate": "none", "normalize": False},
+}
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_nan_spoils_the_comparisons_of_its_response_only(head, new_gpm, chat_tokenizer):
+    """One token's embedding is NaN: so are the scores of the response that holds it; all others stay."""
+    sound = new_gpm(**HEADS[head])
+    gpm = GPM(TorchBackend(sound), Formatter.from_config(chat_tokenizer, sound.gpm_config))
+    groups = [
+        Group("Hello", ["Fine.", "No."]),
+        Group("Name a prime.", ["7", "Z", "Two"]),
+        Group("Hi", ["No.", "Fine."]),
+    ]
+    before = [torch.tensor(result["scores"]) for result in gpm.score_groups(groups)]
+    token = chat_tokenizer("Z", add_special_tokens=False)["input_ids"][0]
+    with torch.no_grad():
+        sound.get_input_embeddings().weight[token] = torch.nan
+    after = [torch.tensor(result["scores"]) for result in gpm.score_groups(groups, finite="nan")]
+    assert torch.isnan(after[1][1]).sum() >= 2
+    before[1][1, :] = before[1][:, 1] = after[1][1, :] = after[1][:, 1] = 0
+    for old, new in zip(before, after, strict=True):
+        torch.testing.assert_close(new, old, atol=1e-5, rtol=0)
 
 
 def test_a_checkpoint_without_a_tokenizer_is_an_error(new_gpm, tmp_path):
     new_gpm().save_pretrained(tmp_path)
     load_gpm(tmp_path)
     with pytest.raises(ValueError, match="holds no tokenizer"):
-        load_formatter(tmp_path)
+        open_checkpoint(tmp_path).formatter()

@@ -1,4 +1,4 @@
-"""Models behind one interface, their names, and scores that are kept as they are made."""
+"""Scores that are kept as they are made."""
 
 import json
 import math
@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from openrlhf_gpm.data import PreferenceGroup
-from openrlhf_gpm.evaluation.judges import GPMModel, LongerWins, open_model, short_names
-from openrlhf_gpm.scoring.store import data_key, model_key, scored, write
+from openrlhf_gpm.scoring.store import ScoreFile, data_key, file_key, model_key, scored
 
 GROUPS = [
     PreferenceGroup("Name a prime.", ["7", "Nine.", "Two"], [], "a"),
@@ -26,81 +25,11 @@ class Counting:
     def __init__(self):
         self.asked = 0
 
-    def scores(self, prompt, responses):
-        self.asked += 1
-        k = len(responses)
-        return torch.full((k, k), math.nan) if prompt == GROUPS[1].prompt else torch.ones(k, k).triu(1) - 0.25
-
     def score_all(self, groups):
         for group in groups:
-            yield self.scores(group.prompt, group.responses)
-
-
-def test_longer_wins_by_hand():
-    scores = LongerWins().scores("p", ["aa", "a", "bb"])
-    assert scores.tolist() == [[0, 1, 0], [-1, 0, -1], [0, 1, 0]]
-    assert [m.shape[0] for m in LongerWins().score_all(GROUPS)] == [3, 2, 1]
-    assert open_model("length").name == "length"
-
-
-HEADS = {
-    "embedding": {},
-    "reward": {"head": "reward", "dim": 2, "gate": "none", "normalize": False},
-    "pairwise": {"head": "pairwise", "dim": 2, "gate": "none", "normalize": False},
-}
-
-
-@pytest.mark.parametrize("head", HEADS)
-def test_a_checkpoint_scores_the_same_one_by_one_and_all_together(head, new_gpm, chat_tokenizer, tmp_path):
-    from openrlhf_gpm.checkpoints.checkpoint import save_gpm
-    from openrlhf_gpm.scoring.scorer import GPM
-
-    save_gpm(new_gpm(**HEADS[head]), chat_tokenizer, tmp_path / "model")
-    model = open_model(tmp_path / "model", device="cpu")
-    assert model.name == "model"
-    gpm = GPM.from_pretrained(tmp_path / "model", device="cpu")
-    for group, together in zip(GROUPS, model.score_all(GROUPS), strict=True):
-        expected = torch.tensor(gpm.score(group.prompt, group.responses)["scores"])
-        torch.testing.assert_close(together, expected, atol=1e-5, rtol=0)
-        torch.testing.assert_close(model.scores(group.prompt, group.responses), expected, atol=1e-5, rtol=0)
-
-
-@pytest.mark.parametrize("head", HEADS)
-def test_nan_spoils_the_comparisons_of_its_response_only(head, new_gpm, chat_tokenizer):
-    """One token's embedding is NaN: so are the scores of the response that holds it; all others stay."""
-    from openrlhf_gpm.samples.formatting import Formatter
-    from openrlhf_gpm.scoring.scorer import GPM
-
-    sound = new_gpm(**HEADS[head])
-    gpm = GPM(sound, Formatter.from_config(chat_tokenizer, sound.gpm_config))
-    groups = [
-        PreferenceGroup("Hello", ["Fine.", "No."], []),
-        PreferenceGroup("Name a prime.", ["7", "Z", "Two"], []),
-        PreferenceGroup("Hi", ["No.", "Fine."], []),
-    ]
-    before = list(GPMModel("m", gpm).score_all(groups))
-    token = chat_tokenizer("Z", add_special_tokens=False)["input_ids"][0]
-    with torch.no_grad():
-        sound.get_input_embeddings().weight[token] = math.nan
-    after = list(GPMModel("m", gpm).score_all(groups))
-    assert torch.isnan(after[1][1]).sum() >= 2
-    before[1][1, :] = before[1][:, 1] = after[1][1, :] = after[1][:, 1] = 0
-    for old, new in zip(before, after, strict=True):
-        torch.testing.assert_close(new, old, atol=1e-5, rtol=0)
-
-
-def test_an_error_that_is_not_nan_stays_an_error(gpm_checkpoint):
-    groups = [GROUPS[0], PreferenceGroup("Hello", [], [], "none")]
-    with pytest.raises(ValueError, match="has no responses"):
-        list(open_model(gpm_checkpoint, device="cpu").score_all(groups))
-
-
-def test_names_are_as_short_as_they_can_be():
-    assert short_names(["runs/a", "runs/b", "length"]) == ["a", "b", "length"]
-    assert short_names(["x/a/final", "x/b/final", "y/c"]) == ["a_final", "b_final", "c"]
-    assert short_names(["length", "runs/length"]) == ["length", "runs_length"]
-    with pytest.raises(ValueError, match="--data runs/a is given twice"):
-        short_names(["runs/a", "./runs/a"], "--data")
+            self.asked += 1
+            k = len(group.responses)
+            yield torch.full((k, k), math.nan) if group == GROUPS[1] else torch.ones(k, k).triu(1) - 0.25
 
 
 def test_scores_are_written_as_they_come_and_read_back(tmp_path):
@@ -115,6 +44,36 @@ def test_scores_are_written_as_they_come_and_read_back(tmp_path):
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["s.jsonl", "s.jsonl.key"]
 
 
+def test_lines_are_those_of_json_whatever_their_texts_hold(tmp_path):
+    groups = [PreferenceGroup("p", ["a"], [], "line\u2028end"), GROUPS[2]]
+    assert len(scored(Counting, groups, tmp_path / "s.jsonl", {})) == 2
+    assert len(scored(Counting, groups, tmp_path / "s.jsonl", {})) == 2
+
+
+def test_a_model_that_answers_too_little_is_an_error(tmp_path):
+    class Short(Counting):
+        def score_all(self, groups):
+            yield from super().score_all(list(groups)[:2])
+
+    with pytest.raises(ValueError, match="shorter"):
+        scored(Short, GROUPS, tmp_path / "s.jsonl", {"k": 1})
+    assert not (tmp_path / "s.jsonl").exists()
+
+
+def test_resume_counts_whole_lines_by_hand(tmp_path):
+    partial = tmp_path / "out.partial"
+
+    def resume(key):
+        return ScoreFile(tmp_path / "out", tmp_path / "key.json", key).resume()
+
+    assert resume({"a": 1}) == 0
+    partial.write_bytes(b"{}\n{}\n{")
+    assert resume({"a": 1}) == 2
+    assert partial.read_bytes() == b"{}\n{}\n"
+    assert resume({"a": 2}) == 0
+    assert not partial.exists()
+
+
 def again(tmp_path, key):
     model, counts = Counting(), []
     scores = scored(lambda: model, GROUPS, tmp_path / "s.jsonl", key, counts.append)
@@ -125,7 +84,7 @@ def test_a_finished_run_scores_nothing_again(tmp_path):
     scored(Counting, GROUPS, tmp_path / "s.jsonl", {"k": 1})
     asked, counts, scores = again(tmp_path, {"k": 1})
     assert (asked, counts) == (0, [3])
-    np.testing.assert_array_equal(scores[0], Counting().scores("p", "abc"))
+    np.testing.assert_array_equal(scores[0], next(Counting().score_all(GROUPS)))
 
 
 def test_another_key_scores_all_again(tmp_path):
@@ -162,12 +121,6 @@ def test_keys_follow_texts_and_files(tmp_path, gpm_checkpoint):
     assert data_key(GROUPS) == data_key(list(GROUPS))
     assert data_key(GROUPS) != data_key(GROUPS[:2])
     assert data_key(GROUPS[:1]) != data_key([PreferenceGroup("Name a prime.", ["7", "Nine.", "two"], [], "a")])
+    assert file_key(gpm_checkpoint / "config.json") != file_key(gpm_checkpoint / "tokenizer.json")
     assert model_key("length") == "length"
     assert "model.safetensors" in model_key(str(gpm_checkpoint))
-
-
-def test_files_are_replaced_whole(tmp_path):
-    write(tmp_path / "a", "old")
-    write(tmp_path / "a", b"new")
-    assert (tmp_path / "a").read_text() == "new"
-    assert [path.name for path in tmp_path.iterdir()] == ["a"]

@@ -23,7 +23,7 @@ GIVEN = "given/"
 
 
 class ObjectiveLoss(nn.Module):
-    """An objective's loss where OpenRLHF's `PolicyLoss` stands: same arguments and `given`, same return.
+    """An objective's loss in place of OpenRLHF's `PolicyLoss`: same arguments and `given`, same return.
 
     The mean over responses is upstream's aggregation over sequences, so it is the same for any micro-batch size and
     any number of ranks. `advantages` is not read.

@@ -1,72 +1,158 @@
-"""Checks of the Ray cluster before anything starts: enough devices, and the same software on every node."""
+"""Checks of the Ray cluster before anything starts: room for the run, and the same software and files everywhere."""
 
 from __future__ import annotations
 
+import os
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import ray
+from ray._private.state import available_resources_per_node
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-NODE_CHECK_SECONDS = 120  # importing a package over a network file system can take a while
+from openrlhf_gpm.trainer.policy.node import Question, answer, model_files, versions
+from openrlhf_gpm.trainer.policy.paths import DATASETS, MODELS, checkpoint_folders, local_inputs, value
+from openrlhf_gpm.trainer.policy.placement import (
+    BUSY_REMEDY,
+    REMEDIES,
+    Resources,
+    bundles,
+    demand,
+    shortage,
+)
+
+NODES_SECONDS = 120
+"""For all nodes together; importing a package over a network file system can take a while."""
+
+FREE_SECONDS = 20
+"""How long the actors of a run that has just ended may hold what they have."""
 
 
 def check_cluster(args: SimpleNamespace) -> None:
-    """Raises ValueError, naming the flag or the node, for what would otherwise hang or fail at step one."""
-    _check_devices(args)
-    _check_nodes()
+    """Raise ValueError, naming the flag or the node, for what would otherwise hang or fail at step one."""
+    check_room(args)
+    models = {f"--{flag}": value(args, flag) for flag in MODELS if value(args, flag)}
+    if args.use_ms:
+        models = {flag: name for flag, name in models.items() if os.path.isabs(name)}
+    question = Question(
+        models=models,
+        files={f"--{flag}": [str(path) for path in local_inputs(args)[flag]] for flag in DATASETS},
+        shared={f"--{flag}": str(folder) for flag, folder in checkpoint_folders(args).items()},
+        flash=args.ds.attn_implementation == "flash_attention_2" and os.environ.get("DS_ACCELERATOR") != "cpu",
+    )
+    problems = node_problems(question)
+    if problems:
+        raise ValueError("; ".join(problems))
 
 
-def devices_needed(args: SimpleNamespace) -> int:
-    """Devices that this run's actors ask Ray for, from upstream's placement rules."""
-    actor = args.actor.num_nodes * args.actor.num_gpus_per_node
-    reference = args.ref.num_nodes * args.ref.num_gpus_per_node if args.algo.kl.init_coef > 0 else 0
-    reward = args.reward.num_nodes * args.reward.num_gpus_per_node
-    uses_critic = args.critic.model_name_or_path and args.algo.advantage.estimator == "gae"
-    critic = args.critic.num_nodes * args.critic.num_gpus_per_node if uses_critic else 0
-    engines = (args.vllm.num_engines or 0) * args.vllm.tensor_parallel_size
-
-    if args.train.colocate_all:
-        return actor if not args.train.async_enable else actor + engines
-    if args.train.colocate_actor_ref:
-        reference = 0
-    if args.train.colocate_critic_reward and critic:
-        critic = 0
-    return actor + reference + reward + critic + engines
-
-
-def _check_devices(args: SimpleNamespace) -> None:
-    needed, present = devices_needed(args), int(ray.cluster_resources().get("GPU", 0))
-    if present < needed:
-        raise ValueError(
-            f"the run needs {needed} GPUs and the Ray cluster has {present}: it would wait for ever. Lower "
-            "--actor/--ref/--reward.num_gpus_per_node or --vllm.num_engines, pass --train.colocate_all, add nodes, or "
-            "set RAY_ADDRESS to the right cluster (on CPU: ray start --head --num-gpus N)"
-        )
-
-
-@ray.remote(num_cpus=0)
-def _node_problem() -> str | None:
-    """What this node lacks, or None. Imports happen here, on the node."""
-    from openrlhf_gpm import patching
-
-    state = patching.status().state
-    return None if state == "patched" else f"OpenRLHF is {state}; run `openrlhf-gpm patch apply` there"
-
-
-def _check_nodes() -> None:
-    for node in ray.nodes():
-        if not node["Alive"]:
-            continue
-        name = f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})"
-        here = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-        try:
-            problem = ray.get(_node_problem.options(scheduling_strategy=here).remote(), timeout=NODE_CHECK_SECONDS)
-        except ray.exceptions.GetTimeoutError as error:
-            raise ValueError(f"node {name} did not answer within {NODE_CHECK_SECONDS} s: is it healthy?") from error
-        except ray.exceptions.RayError as error:
+def check_room(args: SimpleNamespace) -> None:
+    """Raise ValueError where the nodes have too few GPUs or CPUs, at all or free, for what the run asks Ray for."""
+    asked = bundles(args)
+    total = {node_name(node): node["Resources"] for node in alive_nodes()}
+    if missing := shortage(asked, total):
+        kind, text = missing
+        raise ValueError(f"{demand(asked)}; the Ray cluster has {held(total)}: {text} are missing; {REMEDIES[kind]}")
+    end = time.monotonic() + FREE_SECONDS
+    while missing := shortage(asked, free := free_resources()):
+        if time.monotonic() > end:
             raise ValueError(
-                f"node {name} cannot run openrlhf-gpm ({str(error).splitlines()[-1]}); install it there, or give "
-                "every node one image or runtime_env"
-            ) from error
-        if problem:
-            raise ValueError(f"node {name}: {problem}")
+                f"{demand(asked)}; of the Ray cluster's {held(total)} only {held(free)} are free: {missing[1]} "
+                f"are missing; {BUSY_REMEDY}"
+            )
+        time.sleep(0.5)
+
+
+def node_problems(question: Question) -> list[str]:
+    """What is wrong with the nodes, one line per fault, each with the node's name. All are asked at the same time."""
+    with _probe(question) as question:
+        found = _answers(question)
+    problems = []
+    for node, (answered, error) in found.items():
+        if answered is None:
+            problems.append(f"node {node} {error}")
+            continue
+        problems += [f"node {node} {problem}" for problem in answered["problems"].values()]
+        for package, version in versions().items():
+            if (there := answered["versions"].get(package, "missing")) != version:
+                problems.append(
+                    f"node {node} has {package} {there}, the driver has {version}: give all nodes one image"
+                )
+        for flag, files in answered["models"].items():
+            if files != (here := model_files(question.models[flag])):
+                problems.append(
+                    f"node {node} has other files in {flag} {question.models[flag]} ({files}; the driver: {here}): "
+                    "share one folder, or copy it again"
+                )
+    return problems
+
+
+def alive_nodes() -> list[dict[str, Any]]:
+    """Ray's description of every living node."""
+    return [node for node in ray.nodes() if node["Alive"]]
+
+
+def node_name(node: dict[str, Any]) -> str:
+    """How messages call a node: host name, address and the start of its id, by which `ray list nodes` knows it."""
+    return f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']}, {node['NodeID'][:8]})"
+
+
+def free_resources() -> dict[str, Resources]:
+    """What no job holds, by the node's name."""
+    free = available_resources_per_node()
+    return {node_name(node): free.get(node["NodeID"], {}) for node in alive_nodes()}
+
+
+def held(nodes: dict[str, Resources]) -> str:
+    """GPUs and CPUs of the nodes, in words."""
+    gpus, cpus = (sum(int(node.get(kind, 0)) for node in nodes.values()) for kind in ("GPU", "CPU"))
+    return f"{gpus} GPUs and {cpus} CPUs"
+
+
+_answer = ray.remote(num_cpus=0)(answer)
+
+
+def _answers(question: Question) -> dict[str, tuple[dict[str, dict[str, str]] | None, str]]:
+    """(answer, "") or (None, why there is none), by the node's name."""
+    asked = {}
+    for node in alive_nodes():
+        flash = question.flash and node["Resources"].get("GPU", 0) > 0
+        here = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        task = _answer.options(scheduling_strategy=here, max_retries=0)
+        asked[node_name(node)] = task.remote(Question(**{**vars(question), "flash": flash}))
+    ray.wait(list(asked.values()), num_returns=len(asked), timeout=NODES_SECONDS)
+    found: dict[str, tuple[dict[str, dict[str, str]] | None, str]] = {}
+    for where, reference in asked.items():
+        try:
+            found[where] = ray.get(reference, timeout=0), ""
+        except ray.exceptions.GetTimeoutError:
+            found[where] = None, f"did not answer within {NODES_SECONDS} s: is it healthy?"
+        except ray.exceptions.RayError as error:
+            last = str(error).strip().splitlines()[-1]
+            found[where] = (
+                None,
+                f"cannot run openrlhf-gpm ({last}): install it there, or give every node one image",
+            )
+    return found
+
+
+@contextmanager
+def _probe(question: Question) -> Iterator[Question]:
+    """The question with a file in each shared folder that only a node with the same folder can see."""
+    probe = f".probe-{uuid.uuid4().hex}"
+    files = [Path(folder) / probe for folder in question.shared.values()]
+    try:
+        for file in files:
+            try:
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.touch()
+            except OSError as error:
+                raise ValueError(f"cannot write to {file.parent}: {error.strerror}; name another folder") from error
+        yield Question(**{**vars(question), "probe": probe})
+    finally:
+        for file in files:
+            file.unlink(missing_ok=True)

@@ -8,6 +8,11 @@ import ray
 from openrlhf.trainer.ppo_trainer import BasePPOTrainer, SyncPPOTrainer
 from openrlhf.trainer.ppo_trainer_async import AsyncPPOTrainer, BaseTrainingActor
 from openrlhf.trainer.ppo_utils.experience import Experience
+from ray.exceptions import RayActorError
+
+from openrlhf_gpm.trainer.policy.supervisor import Supervisor, actors_of
+
+SECONDS_TO_A_REASON = 10
 
 
 class _GroupStatistics(BasePPOTrainer):
@@ -28,6 +33,23 @@ class BaseGroupPPOTrainer(_GroupStatistics, SyncPPOTrainer):
     def get_max_steps(self) -> int:
         """Optimizer steps, as `check_prompts` counted them."""
         return int(self.args.gpm.optimizer_steps)
+
+    def fit(self, global_step: int = 0) -> None:
+        """Upstream's; ends with one line, within seconds, when an actor of the run dies."""
+        groups = {"policy": self.actor_model_group, "reward": self.reward_model_group}
+        groups |= {"critic": self.critic_model_group, "reference": self.reference_model_group}
+        supervisor = Supervisor(actors_of(groups, self.vllm_engines))
+        supervisor.start()
+        try:
+            super().fit(global_step)
+        except RayActorError as error:
+            supervisor.join(SECONDS_TO_A_REASON)
+            raise RuntimeError(
+                f"step {self.experience_maker.step}: {supervisor.death or error}; checkpoints are in "
+                f"{self.args.ckpt.path}, --ckpt.load_enable goes on from the last"
+            ) from None
+        finally:
+            supervisor.finished.set()
 
 
 class BaseGroupTrainingActor(_GroupStatistics, BaseTrainingActor):

@@ -57,6 +57,8 @@ class GroupExperienceMaker(RemoteExperienceMaker):
 
         self._check_finite(experiences, given)
         statistics = group_statistics(groups, given)
+        if rows.dim() == 3:
+            statistics["rollout/reward_truncated"] = unpack_rows(rows)[2].mean().item()
         gaps = [log_prob_gap(e) for e in experiences if e.rollout_log_probs is not None]
         if gaps:
             statistics["rollout/log_prob_gap_max"] = max(gaps)
@@ -88,7 +90,7 @@ class GroupExperienceMaker(RemoteExperienceMaker):
         return super().make_experience(even_forwards(samples_list, ranks))[: len(samples_list)]
 
     def _rows(self, experiences: list[Experience], order: Tensor) -> Tensor:
-        """What the reward model returned, in the order of the prompts: (G, K, 3k), or (G, K) of Bradley-Terry.
+        """What the reward model returned, in the order of the prompts: (G, K, 3k + 1), or (G, K) of Bradley-Terry.
 
         Preferences exist only inside a prompt's group (science: decision 16).
         """
@@ -140,8 +142,11 @@ def sampler_log_probs(experience: Experience) -> Tensor:
 
 
 def _scores(rows: Tensor) -> Tensor:
-    """(G, K, 3k) of a GPM, or (G, K) rewards -> (G, K, K) log-odds."""
-    return bt_scores(rows) if rows.dim() == 2 else group_scores(*unpack_rows(rows))
+    """(G, K, 3k + 1) of a GPM, or (G, K) rewards -> (G, K, K) log-odds."""
+    if rows.dim() == 2:
+        return bt_scores(rows)
+    embeddings, gate_over_tau, _ = unpack_rows(rows)
+    return group_scores(embeddings, gate_over_tau)
 
 
 def group_statistics(groups: Groups, given: dict[str, Tensor]) -> dict[str, float]:

@@ -6,11 +6,12 @@ from argparse import ArgumentParser
 from types import SimpleNamespace
 
 from openrlhf.utils.logging_utils import init_logger
-from transformers import AutoConfig
 
 from openrlhf_gpm import objectives
-from openrlhf_gpm.config import GPMConfig
-from openrlhf_gpm.trainer.checkpoint_checks import check_layout, check_parallelism, check_whole
+from openrlhf_gpm.checkpoints.checkpoint import open_pretrained
+from openrlhf_gpm.trainer.checkpoint_checks import check_parallelism
+from openrlhf_gpm.trainer.policy import upstream_flags
+from openrlhf_gpm.trainer.policy.paths import absolute_paths
 from openrlhf_gpm.trainer.policy.units import check_sizes
 
 logger = init_logger(__name__)
@@ -44,13 +45,14 @@ def check(args: SimpleNamespace) -> None:
         unread.append("--gpm.log_groups")
     if unread:
         logger.warning(f"{', '.join(unread)}: not used, because no part of this run reads them")
+    if objective.own_loss:
+        upstream_flags.check(args)
     if scores_groups:
+        absolute_paths(args)
         _check_groups(args)
         if args.reward_model_type == "gpm":
             _check_gpm_reward(args)
         check_sizes(args, objective.trained(args.rollout.n_samples_per_prompt))
-    if objective.own_loss:
-        _check_own_loss(args)
 
 
 def _check_groups(args: SimpleNamespace) -> None:
@@ -75,16 +77,9 @@ def _check_groups(args: SimpleNamespace) -> None:
 
 def _check_gpm_reward(args: SimpleNamespace) -> None:
     check_parallelism(args)
-    try:
-        config = AutoConfig.from_pretrained(args.reward.model_name_or_path)
-    except OSError as error:
-        path = args.reward.model_name_or_path
-        raise ValueError(f"--reward.model_name_or_path {path} is no model that can be read: give a GPM") from error
     path, flag = args.reward.model_name_or_path, "--reward.model_name_or_path"
-    gpm = GPMConfig.from_pretrained_config(config)
-    check_layout(gpm, path, flag)
-    check_whole(path, flag)
-    if gpm.head == "pairwise":
+    checkpoint = open_pretrained(path, flag)
+    if checkpoint.gpm.head == "pairwise":
         raise ValueError(
             f"{flag} {path} is a pairwise encoder (--gpm.head pairwise), which has no embedding of a single response: "
             "give a GPM or a model with head reward"
@@ -93,48 +88,7 @@ def _check_gpm_reward(args: SimpleNamespace) -> None:
         raise ValueError(
             "--reward.normalize_enable has no meaning for a GPM: a preference score has no mean; remove it"
         )
-    uses_critic = args.algo.advantage.estimator == "gae" and not objectives.load(args.actor.policy_loss_type).own_loss
-    if uses_critic and not args.critic.model_name_or_path:
+    if args.algo.advantage.estimator == "gae" and not args.critic.model_name_or_path:
         # Upstream would start the critic from the reward model, whose head has 2k rows.
         args.critic.model_name_or_path = args.actor.model_name_or_path
         logger.info("--critic.model_name_or_path is not set: the critic starts from the actor's model")
-
-
-def _check_own_loss(args: SimpleNamespace) -> None:
-    loss = args.actor.policy_loss_type
-    if args.critic.freezing_steps > 0:
-        raise ValueError(
-            f"--critic.freezing_steps {args.critic.freezing_steps} delays the policy until a critic is trained, but "
-            f"{loss} has no critic: remove it"
-        )
-    if args.algo.kl.init_coef > 0 and not args.algo.kl.use_loss:
-        raise ValueError(
-            f"--algo.kl.init_coef {args.algo.kl.init_coef} acts on the reward, which {loss} does not read; pass "
-            "--algo.kl.init_coef 0 for no penalty, or --algo.kl.use_loss to add it to the loss"
-        )
-    if args.reward.overlong_buffer_len is not None or args.reward.stop_properly_penalty_coef is not None:
-        raise ValueError(
-            f"--reward.overlong_buffer_len and --reward.stop_properly_penalty_coef shape the reward, which {loss} "
-            "does not read; remove them"
-        )
-    if args.algo.advantage.estimator == "gae":
-        args.algo.advantage.estimator = "dr_grpo"  # any estimator without a critic: the loss reads none
-        logger.info(f"{loss} needs no critic and no advantage estimator: --algo.advantage.estimator is not used")
-    if args.train.partial_rollout_enable:
-        raise ValueError(
-            f"--train.partial_rollout_enable mixes policies within a response, and {loss} needs the log-probs of the "
-            "one that sampled it: remove it"
-        )
-    if (args.rollout.vllm_generate_batch_size or 0) > args.rollout.batch_size:
-        raise ValueError(
-            f"--rollout.vllm_generate_batch_size {args.rollout.vllm_generate_batch_size} keeps responses for later "
-            f"policies, and {loss} trains the policy that sampled them: leave it at --rollout.batch_size "
-            f"{args.rollout.batch_size}"
-        )
-    if args.train.async_enable and args.algo.advantage.is_correction_level == "off":
-        args.algo.advantage.is_correction_level = (
-            "token"  # makes vLLM return the sampler's log-probs, which are pi_t's
-        )
-        logger.info(f"--train.async_enable: {loss} takes the log-probs of the policy that sampled from vLLM")
-    elif args.algo.advantage.is_correction_level != "off":
-        logger.info(f"{loss} corrects nothing: --algo.advantage.is_correction_level only logs vLLM's log-probs")

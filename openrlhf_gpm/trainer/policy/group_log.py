@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from openrlhf_gpm.core import Groups
+from openrlhf_gpm.files import replacing
 from openrlhf_gpm.trainer.policy.rows import unpack_rows
 
 
@@ -25,9 +25,9 @@ def write_groups(
 ) -> None:
     """Write DIRECTORY/step_NNNNNN.jsonl, one group per line, whole or not at all.
 
-    rows: what the reward model returned, (G, K, 3k) or (G, K). Keys: `prompt`, `responses` (K), `embeddings` (K, 2k)
-    and `gate_over_tau` (K, k) of a GPM or `rewards` (K) of a Bradley-Terry model, `mean_scores`, `win_rates`, and
-    under its name (`target`) what the objective prepared for each response.
+    rows: what the reward model returned, (G, K, 3k + 1) or (G, K). Keys: `prompt`, `responses` (K), of a GPM
+    `embeddings` (K, 2k), `gate_over_tau` (K, k) and `reward_truncated` (K), of a Bradley-Terry model `rewards` (K),
+    `mean_scores`, `win_rates`, and under its name (`target`) what the objective prepared for each response.
     """
     K = groups.scores.shape[-1]
     columns: dict[str, list[Any]] = {
@@ -39,14 +39,13 @@ def write_groups(
     if rows.dim() == 2:
         columns["rewards"] = rows.tolist()
     else:
-        embeddings, gate_over_tau = unpack_rows(rows)
+        embeddings, gate_over_tau, truncated = unpack_rows(rows)
         columns |= {"embeddings": embeddings.tolist(), "gate_over_tau": gate_over_tau.tolist()}
+        columns["reward_truncated"] = truncated.bool().tolist()
     columns |= {name: values.tolist() for name, values in given.items()}
 
     path = Path(directory) / f"step_{step:06d}.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("w", encoding="utf-8") as file:
+    with replacing(path) as (file,):
         for row in zip(*columns.values(), strict=True):
             file.write(json.dumps(dict(zip(columns, row, strict=True)), ensure_ascii=False) + "\n")
-    os.replace(temporary, path)

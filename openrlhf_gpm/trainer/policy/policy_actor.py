@@ -9,6 +9,8 @@ import ray
 from openrlhf.trainer.ray.ppo_actor import BasePolicyModelActor
 from openrlhf.utils.distributed_util import torch_dist_barrier_and_cuda_sync
 
+from openrlhf_gpm.files import replace_model
+
 
 class BaseObjectivePolicyActor(BasePolicyModelActor):
     """The upstream policy actor, except for what it checks and does when the trained policy is saved."""
@@ -34,20 +36,6 @@ class BaseObjectivePolicyActor(BasePolicyModelActor):
         if self.strategy.is_rank_0():
             replace_model(new, path)
         torch_dist_barrier_and_cuda_sync()
-
-
-def replace_model(new: Path, path: Path) -> None:
-    """Move a model's files from `new` into `path`, which may hold an older model, and checkpoints in subfolders.
-
-    config.json goes first and comes last: without it the folder is no model, so a folder that has it is complete.
-    """
-    (path / "config.json").unlink(missing_ok=True)
-    for pattern in ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json"):
-        for old in path.glob(pattern):
-            old.unlink()
-    for file in sorted(new.iterdir(), key=lambda file: file.name == "config.json"):
-        file.replace(path / file.name)
-    new.rmdir()
 
 
 ObjectivePolicyActor = ray.remote(num_gpus=1)(BaseObjectivePolicyActor)

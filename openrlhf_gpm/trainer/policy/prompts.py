@@ -1,7 +1,8 @@
-"""Prompts of self-play: all read before anything starts, and kept as they are, because the GPM renders them itself."""
+"""Prompts of self-play: all read before anything starts, and kept unchanged, because the GPM renders them itself."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -13,9 +14,9 @@ from openrlhf.utils.logging_utils import init_logger
 from openrlhf.utils.utils import get_tokenizer
 
 from openrlhf_gpm import objectives
+from openrlhf_gpm.checkpoints.checkpoint import check_complete, open_pretrained
 from openrlhf_gpm.data import BadRows
 from openrlhf_gpm.samples.formatting import Formatter
-from openrlhf_gpm.scoring.scorer import load_formatter
 from openrlhf_gpm.trainer.policy.units import optimizer_steps
 
 logger = init_logger(__name__)
@@ -38,9 +39,13 @@ class GroupPromptDataset(PromptDataset):
 def check_prompts(args: SimpleNamespace) -> None:
     """Read and render every prompt as the policy and the GPM will; `args.gpm.optimizer_steps` gets the run's length.
 
-    Raises ValueError, which names the flag or the row, for a file or a prompt that the run cannot use, and for a run
-    whose only optimizer step has learning rate 0.
+    Raises ValueError, which names the flag or the row, for a file or a prompt that the run cannot use, for a GPM whose
+    files are incomplete, and for a run whose only optimizer step has learning rate 0.
     """
+    if args.reward_model_type == "bt":
+        _check_same_tokenizer(args)
+    elif os.path.isdir(args.reward.model_name_or_path):
+        check_complete(open_pretrained(*_reward(args)))
     n = objectives.from_args(args).trained(args.rollout.n_samples_per_prompt)
     args.gpm.optimizer_steps = optimizer_steps(_count_prompts(args), n, args)
     if args.gpm.optimizer_steps == 1 and args.actor.lr_warmup_ratio > 0 and args.actor.lr_scheduler != "constant":
@@ -50,19 +55,36 @@ def check_prompts(args: SimpleNamespace) -> None:
         )
 
 
+def _reward(args: SimpleNamespace) -> tuple[str, str]:
+    return args.reward.model_name_or_path, "--reward.model_name_or_path"
+
+
+def _check_same_tokenizer(args: SimpleNamespace) -> None:
+    """A Bradley-Terry reward of OpenRLHF's gets the policy's token ids unchanged."""
+    paths = (args.actor.model_name_or_path, args.reward.model_name_or_path)
+    policy, reward = (_tokenizer(path, args).get_vocab() for path in paths)
+    if policy != reward:
+        raise ValueError(
+            f"--reward.model_name_or_path {paths[1]} has another tokenizer than the policy {paths[0]}, and "
+            "--reward_model_type bt hands it the policy's token ids: train the reward with `train_rm "
+            "--reward_model_type gpm --gpm.head reward`, which reads texts, and pass --reward_model_type gpm here"
+        )
+
+
+def _tokenizer(path: str, args: SimpleNamespace) -> Any:
+    reader = SimpleNamespace(args=args, print=logger.info)
+    try:
+        return get_tokenizer(path, None, "left", reader, use_fast=not args.data.disable_fast_tokenizer)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} has no tokenizer that can be read: {_first_line(error)}") from error
+
+
 def _count_prompts(args: SimpleNamespace) -> int:
     data = args.data
     reader = SimpleNamespace(args=args, print=logger.info, is_rank_0=lambda: False)
     if not data.prompt_dataset:
         raise ValueError("--data.prompt_dataset is missing: name a file of prompts (JSONL, parquet) or a dataset")
-    try:
-        tokenizer = get_tokenizer(
-            args.actor.model_name_or_path, None, "left", reader, use_fast=not data.disable_fast_tokenizer
-        )
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"--actor.model_name_or_path {args.actor.model_name_or_path} has no tokenizer that can be read: {error}"
-        ) from error
+    tokenizer = _tokenizer(args.actor.model_name_or_path, args)
     try:
         rows = blending_datasets(
             data.prompt_dataset,
@@ -84,12 +106,12 @@ def usable_rows(dataset: Any, tokenizer: Any, args: SimpleNamespace) -> list[int
     key = args.data.input_key
     if key not in dataset.column_names:
         raise ValueError(f"--data.input_key {key}: the columns of the prompts are {', '.join(dataset.column_names)}")
-    formatter = load_formatter(args.reward.model_name_or_path) if args.reward_model_type == "gpm" else None
-    bad, usable = BadRows(), []
+    formatter = open_pretrained(*_reward(args)).formatter() if args.reward_model_type == "gpm" else None
+    bad, usable, long = BadRows(), [], 0
     for index, row in enumerate(dataset):
         bad.rows += 1
         try:
-            _check_prompt(row, tokenizer, formatter, args)
+            long += _check_prompt(row, tokenizer, formatter, args)
             usable.append(index)
         except ValueError as error:
             name = f"--data.prompt_dataset {args.data.prompt_dataset}, row {index + 1}"
@@ -98,12 +120,19 @@ def usable_rows(dataset: Any, tokenizer: Any, args: SimpleNamespace) -> list[int
             bad.add(name, error)
     if bad.count:
         logger.warning("prompts: %s", bad.summary())
+    if long:
+        logger.warning(
+            f"{long} of {len(usable)} prompts are longer than --data.max_len {args.data.max_len} less "
+            f"--rollout.max_new_tokens {args.rollout.max_new_tokens}: the policy reads only their ends, the reward "
+            "model all of them"
+        )
     if not usable:
         raise ValueError(f"--data.prompt_dataset {args.data.prompt_dataset} has no usable prompt")
     return usable
 
 
-def _check_prompt(row: Any, tokenizer: Any, formatter: Formatter | None, args: SimpleNamespace) -> None:
+def _check_prompt(row: Any, tokenizer: Any, formatter: Formatter | None, args: SimpleNamespace) -> bool:
+    """Whether the policy will read the prompt cut. Raises ValueError where a model cannot read it."""
     data = args.data
     prompt = row[data.input_key]
     texts = list(_texts(prompt))
@@ -117,7 +146,7 @@ def _check_prompt(row: Any, tokenizer: Any, formatter: Formatter | None, args: S
         if any(control in text for text in texts):
             raise ValueError(f"the prompt holds the control token {control}: give the text before templating")
     try:
-        preprocess_data(
+        rendered, _ = preprocess_data(
             row,
             data.input_template,
             data.input_key,
@@ -130,6 +159,8 @@ def _check_prompt(row: Any, tokenizer: Any, formatter: Formatter | None, args: S
             formatter.encode(prompt, "")
         except ValueError as error:
             raise ValueError(f"the reward model cannot read the prompt: {error}") from error
+    room = args.data.max_len - (args.rollout.max_new_tokens or 1)
+    return len(tokenizer(text=rendered, add_special_tokens=False)["input_ids"]) > room
 
 
 def _texts(prompt: Any) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""What the reward actor returns for a response: one row that holds all that a score matrix needs."""
+"""What the reward actor returns for a response: one row with all that scores need, and what the log counts."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import torch
 from torch import Tensor
 
 
-def pack_rows(embedding: Tensor, gate: Tensor, tau: float) -> Tensor:
-    """(B, 2k), (B, k) -> (B, 3k): the embedding, then gate / tau."""
-    return torch.cat([embedding, gate / tau], dim=-1)
+def pack_rows(embedding: Tensor, gate: Tensor, tau: float, truncated: Tensor) -> Tensor:
+    """(B, 2k), (B, k), (B,) bool -> (B, 3k + 1): embedding, gate / tau, and 1 where the GPM read a cut response."""
+    return torch.cat([embedding, gate / tau, truncated.to(embedding.dtype).unsqueeze(-1)], dim=-1)
 
 
-def unpack_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """(..., 3k) -> embeddings (..., 2k) and gate / tau (..., k)."""
+def unpack_rows(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(..., 3k + 1) -> embeddings (..., 2k), gate / tau (..., k) and truncated (...), 0 or 1."""
     k = rows.shape[-1] // 3
-    return rows[..., : 2 * k], rows[..., 2 * k :]
+    return rows[..., : 2 * k], rows[..., 2 * k : 3 * k], rows[..., 3 * k]

@@ -1,6 +1,6 @@
 """Equal work for every rank: how a rollout batch is laid out for the forward passes and for training.
 
-Under ZeRO-3 a rank that makes fewer calls than the others leaves them waiting for ever, and a left-over micro-batch is
+Under ZeRO-3 a rank that makes fewer calls than the others leaves them waiting forever, and a left-over micro-batch is
 accumulated into the next rollout's step. So every rank gets the same number of micro-batches and whole optimizer
 windows (--train.batch_size responses); what is missing is filled with *inert* copies, whose action mask is empty: they
 have no loss, count in no mean and in no metric, and nothing is dropped or carried over.
@@ -37,7 +37,7 @@ def even_forwards(samples: list[Experience], ranks: list[int]) -> list[Experienc
 def training_batch(
     experiences: list[Experience], order: Tensor, chosen: Tensor, args: SimpleNamespace
 ) -> list[Experience]:
-    """Experiences with the chosen responses, equally many per rank; all as they are where that is even already.
+    """Experiences with the chosen responses, equally many per rank; the given ones where they are even already.
 
     order: (G K,) the response's place in the order of the prompts, experience after experience.
     chosen: (G, n) indices of responses within each group.
@@ -63,7 +63,7 @@ def _inert(item: Experience) -> Experience:
 
 
 def optimizer_steps(prompts: int, n: int, args: SimpleNamespace) -> int:
-    """Optimizer steps of a run over so many prompts, with n trained responses per prompt."""
+    """Optimizer steps of a run over this many prompts, with n trained responses per prompt."""
     full, rest = divmod(prompts, args.rollout.batch_size)
     windows = full * args.rollout.batch_size * n // args.train.batch_size + -(-rest * n // args.train.batch_size)
     return int(windows * args.train.num_episodes * args.train.max_epochs)

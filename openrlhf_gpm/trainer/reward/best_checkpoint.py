@@ -16,6 +16,7 @@ from openrlhf.utils.logging_utils import init_logger
 
 from openrlhf_gpm.checkpoints.card import write_model_card
 from openrlhf_gpm.config import GPMConfig
+from openrlhf_gpm.files import replace_directory
 
 logger = init_logger(__name__)
 
@@ -45,18 +46,14 @@ class BestCheckpoint:
         if not decision[0]:
             return False
         self.value = metrics[self.metric]
-        new, old = self.path.with_name(".best.new"), self.path.with_name(".best.old")
+        new = self.path.with_name(".best.new")  # the same on every rank
         if self.strategy.is_rank_0():
-            for left in (new, old):  # by a run that was killed while it saved
-                shutil.rmtree(left, ignore_errors=True)
+            shutil.rmtree(new, ignore_errors=True)  # left by a run that was killed while it saved
         self.strategy.save_model(model, self.tokenizer, str(new))
         if self.strategy.is_rank_0():
             (new / "best.json").write_text(json.dumps({"step": step, **metrics}, indent=2) + "\n")
             write_card(self.args, self.strategy._unwrap_model(model).config, metrics, new)
-            if self.path.exists():
-                self.path.rename(old)
-            new.rename(self.path)
-            shutil.rmtree(old, ignore_errors=True)
+            replace_directory(new, self.path)
             logger.info(f"best {self.args.gpm.save_best} so far, {self.value:.4f} at step {step}: {self.path}")
         return True
 

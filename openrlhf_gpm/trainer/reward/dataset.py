@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NoReturn, TypeVar
 
 import torch
 from openrlhf.plugins import exit_with_usage_error
@@ -14,13 +15,24 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from openrlhf_gpm.data import BadRows, Comparison, PairKeys, merge_prompts, normalise_preference, split_by_prompt
+from openrlhf_gpm.checkpoints.checkpoint import open_pretrained
+from openrlhf_gpm.data import (
+    BadRows,
+    Comparison,
+    PairKeys,
+    PreferenceGroup,
+    merge_prompts,
+    normalise_preference,
+    split_by_prompt,
+)
 from openrlhf_gpm.samples.batch import collate_groups
 from openrlhf_gpm.samples.forest import sample_places
 from openrlhf_gpm.samples.formatting import Encoded, Formatter, pair_text
-from openrlhf_gpm.trainer.reward.flags import model_config, share_prompt_obstacle
+from openrlhf_gpm.trainer.reward.flags import START, model_config, share_prompt_obstacle
 
 logger = init_logger(__name__)
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -32,40 +44,17 @@ class Row:
     comparisons: Sequence[Comparison]
 
 
-class GPMRewardDataset(Dataset):
-    """Takes the place of OpenRLHF's `RewardDataset`: same arguments, any accepted form of preferences.
+class Preferences(Dataset):
+    """Encoded preferences. An item is a `Row`, so batch sizes count prompts.
 
-    An item is a `Row`, so batch sizes count prompts. `held_out`: the same for the prompts that --gpm.held_out keeps
-    out of training, or None. A row that is no preference ends the run with one line that names it and exit status 2,
-    unless --gpm.bad_rows skip.
+    share_prompt: whether a batch may be a forest. lm: whether a batch says what the language-model loss is taken of.
     """
 
-    def __init__(
-        self, dataset: Any, tokenizer: Any, max_length: int, strategy: Any, input_template: str | None = None
-    ) -> None:
-        self.args: SimpleNamespace = strategy.args
-        self.strategy = strategy
-        if self.args.data.apply_chat_template and self.args.data.tokenizer_chat_template:
-            tokenizer.chat_template = self.args.data.tokenizer_chat_template
-        config = model_config(self.args)  # of the checkpoint, where a GPM is trained further
-        self.pairwise = config.head == "pairwise"
-        self.formatter = Formatter.from_config(tokenizer, config)
-        reason = share_prompt_obstacle(self.args, config.max_len)
-        self.share_prompt = reason is None
-        if reason and self.args.gpm.share_prompt == "auto" and strategy.is_rank_0():
-            logger.info("prompts are encoded once a response, not once a group: %s", reason)
-
-        self.held_out: GPMRewardDataset | None = None
-        groups = self._read(dataset)
-        if self.args.gpm.merge_prompts:
-            groups = merge_prompts(groups)
-        if self.args.gpm.held_out and not self.args.eval.dataset:
-            groups, rest = split_by_prompt(groups, self.args.gpm.held_out, self.args.train.seed)
-            if not groups or not rest:
-                self._stop(f"--gpm.held_out {self.args.gpm.held_out} leaves no prompt on one side: give more data")
-            self.held_out = object.__new__(GPMRewardDataset)
-            self.held_out.__dict__.update(self.__dict__, rows=self._encode(rest))
-        self.rows = self._encode(groups)
+    def __init__(self, rows: list[Row], pad_token_id: int, share_prompt: bool, lm: bool) -> None:
+        self.rows = rows
+        self.pad_token_id = pad_token_id
+        self.share_prompt = share_prompt
+        self.lm = lm
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -77,19 +66,19 @@ class GPMRewardDataset(Dataset):
         """G rows with R samples and C comparisons.
 
         `inputs`: what the model is called with. Per comparison, (C,): `first`, `second`, rows of the model's
-        embeddings; `gate`, row of its gates; `label` = P(first beats second); `margin`, raw score units; `log_odds`.
-        `names`: G.
+        embeddings; `gate`, row of its gates; `label` = P(first beats second); `margin`, raw score units; `log_odds`,
+        NaN where the data has none. `names`: G.
         """
         groups = [row.samples for row in rows]
         counts = torch.tensor([len(row.comparisons) for row in rows])
         comparisons = [comparison for row in rows for comparison in row.comparisons]
-        batch = collate_groups(groups, self.formatter.pad_token_id, self.share_prompt)
+        batch = collate_groups(groups, self.pad_token_id, self.share_prompt)
         inputs = batch.inputs
         shift = batch.starts.repeat_interleave(counts)
         first = shift + torch.tensor([comparison.first for comparison in comparisons])
         second = shift + torch.tensor([comparison.second for comparison in comparisons])
         label = torch.tensor([comparison.label for comparison in comparisons], dtype=torch.float32)
-        if self.args.gpm.lm_coef:
+        if self.lm:
             preferred = torch.where(label < 0.5, second, first).unique()
             inputs |= lm_targets(inputs, groups, preferred.tolist())
         return {
@@ -105,55 +94,97 @@ class GPMRewardDataset(Dataset):
             "names": [row.name for row in rows],
         }
 
-    def _read(self, dataset: Any) -> list[Any]:
+
+class GPMRewardDataset(Preferences):
+    """Takes the place of OpenRLHF's `RewardDataset`: same arguments, any accepted form of preferences.
+
+    `held_out`: the prompts that --gpm.held_out keeps out of training, or None. A row that cannot be used ends the run
+    with one line that names it and exit status 2, unless --gpm.bad_rows skip.
+    """
+
+    def __init__(
+        self, dataset: Any, tokenizer: Any, max_length: int, strategy: Any, input_template: str | None = None
+    ) -> None:
+        args: SimpleNamespace = strategy.args
+        if args.data.apply_chat_template and args.data.tokenizer_chat_template:
+            tokenizer.chat_template = args.data.tokenizer_chat_template
+        start = open_pretrained(args.model.model_name_or_path, START)
+        config = model_config(start, args)  # of the checkpoint, where a GPM is trained further
+        self.formatter = Formatter.from_config(tokenizer, config)
+        obstacle = share_prompt_obstacle(start, args, config.max_len)
+        if obstacle and args.gpm.share_prompt == "auto" and strategy.is_rank_0():
+            logger.info("prompts are encoded once per response, not once per group: %s", obstacle)
+
+        reader = Reader(args, strategy.is_rank_0())
+        groups = reader.read(dataset)
+        if args.gpm.merge_prompts:
+            groups = merge_prompts(groups)
+        self.held_out: Preferences | None = None
+        options = self.formatter.pad_token_id, obstacle is None, bool(args.gpm.lm_coef)
+        pairwise = config.head == "pairwise"
+        if args.gpm.held_out and not args.eval.dataset:
+            groups, rest = split_by_prompt(groups, args.gpm.held_out, args.train.seed)
+            if not groups or not rest:
+                stop(f"--gpm.held_out {args.gpm.held_out} leaves no prompt on one side: give more data")
+            self.held_out = Preferences(reader.encode(rest, self.formatter, pairwise), *options)
+        super().__init__(reader.encode(groups, self.formatter, pairwise), *options)
+
+
+class Reader:
+    """Normalises and encodes rows; a bad one ends the run or is counted, as --gpm.bad_rows says.
+
+    report: whether this process shows progress and warnings.
+    """
+
+    def __init__(self, args: SimpleNamespace, report: bool) -> None:
+        self.args = args
+        self.report = report
+
+    def read(self, dataset: Any) -> list[PreferenceGroup]:
+        """Rows in any accepted form -> groups; one without an id is named by its place."""
         keys = PairKeys(self.args.data.prompt_key, self.args.data.chosen_key, self.args.data.rejected_key)
+
+        def normalise(row: Any, name: str) -> PreferenceGroup:
+            group = normalise_preference(row, keys)
+            if self.args.gpm.loss == "mse" and any(c.log_odds is None for c in group.comparisons):
+                raise ValueError("--gpm.loss mse needs a column 'log_odds', the log-odds that chosen wins")
+            return group if group.id is not None else replace(group, id=name)
+
+        rows = ((f"row {number}", row) for number, row in enumerate(dataset, start=1))
+        return self._usable(rows, len(dataset), "Reading preferences", normalise)
+
+    def encode(self, groups: Sequence[PreferenceGroup], formatter: Formatter, pairwise: bool) -> list[Row]:
+        """Groups -> token ids, see `encode_group`."""
+        named = ((str(group.id), group) for group in groups)
+        encode = partial(encode_group, formatter=formatter, pairwise=pairwise)
+        return self._usable(named, len(groups), "Tokenising", encode)
+
+    def _usable(self, items: Iterable[tuple[str, Any]], total: int, title: str, make: Callable[..., T]) -> list[T]:
+        """`make(item, name=...)` of every named item for which it raises no ValueError."""
         bad = BadRows()
-        groups = []
-        for number, row in enumerate(self._progress(dataset, "Reading preferences"), start=1):
+        made = []
+        for name, item in tqdm(items, desc=title, total=total, disable=not self.report):
             bad.rows += 1
             try:
-                group = normalise_preference(row, keys)
-                if self.args.gpm.loss == "mse" and any(c.log_odds is None for c in group.comparisons):
-                    raise ValueError("--gpm.loss mse needs a column 'log_odds', the log-odds that chosen wins")
-                groups.append(group if group.id is not None else replace(group, id=f"row {number}"))
+                made.append(make(item, name=name))
             except ValueError as error:
-                self._bad_row(bad, f"row {number}", error)
-        self._warn(bad, groups)
-        return groups
-
-    def _encode(self, groups: list[Any]) -> list[Row]:
-        bad = BadRows()
-        rows = []
-        for group in self._progress(groups, "Tokenising"):
-            bad.rows += 1
-            name = str(group.id)
-            try:
-                rows.append(encode_group(group, self.formatter, name, self.pairwise))
-            except ValueError as error:
-                self._bad_row(bad, name, error)
-        self._warn(bad, rows)
-        return rows
-
-    def _bad_row(self, bad: BadRows, name: str, error: ValueError) -> None:
-        if self.args.gpm.bad_rows == "refuse":
-            self._stop(f"preference data, {name}: {error}; --gpm.bad_rows skip leaves such rows out")
-        bad.add(name, error)
-
-    def _warn(self, bad: BadRows, left: Sequence[Any]) -> None:
-        if bad.count and self.strategy.is_rank_0():
+                if self.args.gpm.bad_rows == "refuse":
+                    stop(f"preference data, {name}: {error}; --gpm.bad_rows skip leaves such rows out")
+                bad.add(name, error)
+        if bad.count and self.report:
             logger.warning("preference data: %s", bad.summary())
-        if not left:
-            self._stop("preference data: there is no usable row")
-
-    def _progress(self, items: Iterable[Any], what: str) -> Iterable[Any]:
-        return tqdm(items, desc=what, disable=not self.strategy.is_rank_0())
-
-    def _stop(self, text: str) -> None:
-        # OpenRLHF builds datasets after its own checks, where an exception would end in a traceback.
-        exit_with_usage_error("train_rm", ValueError(text))
+        if not made:
+            stop("preference data: there is no usable row")
+        return made
 
 
-def encode_group(group: Any, formatter: Formatter, name: str, pairwise: bool) -> Row:
+def stop(text: str) -> NoReturn:
+    """End the run with one line: OpenRLHF builds datasets after its own checks, where errors end in a traceback."""
+    exit_with_usage_error("train_rm", ValueError(text))
+    raise AssertionError("exit_with_usage_error returned")
+
+
+def encode_group(group: PreferenceGroup, name: str, formatter: Formatter, pairwise: bool) -> Row:
     """Token ids of a group's responses; `pairwise`: of the two orders of each comparison's responses instead."""
     if not pairwise:
         return Row(name, [formatter.encode(group.prompt, text) for text in group.responses], group.comparisons)

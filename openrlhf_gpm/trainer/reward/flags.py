@@ -4,132 +4,142 @@ from __future__ import annotations
 
 import os
 from argparse import ArgumentParser
-from dataclasses import replace
-from operator import attrgetter
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 
 from openrlhf.utils.logging_utils import init_logger
-from transformers import AutoConfig
 
-from openrlhf_gpm.config import GPMConfig
-from openrlhf_gpm.trainer.checkpoint_checks import (
-    check_layout,
-    check_parallelism,
-    check_whole,
-    training_forest_obstacle,
-)
+from openrlhf_gpm import flags
+from openrlhf_gpm.checkpoints.checkpoint import Checkpoint, open_pretrained
+from openrlhf_gpm.config import CHOICES, GPMConfig
+from openrlhf_gpm.flags import flag, flag_fields, given_flags, read_flags
+from openrlhf_gpm.scoring.options import SHARE_PROMPT
+from openrlhf_gpm.trainer.checkpoint_checks import check_parallelism
 
 logger = init_logger(__name__)
+
+START = "--model.model_name_or_path"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelFlags:
+    """What the model is: fields of `GPMConfig`, whose checks and defaults hold. None: the default of the head."""
+
+    head: str = flag(
+        GPMConfig.head,
+        "embedding: a GPM; reward: Bradley-Terry, trained by the same code; pairwise: an encoder of the prompt and "
+        "two responses in both orders, which costs K (K - 1) passes per group",
+        choices=CHOICES["head"],
+    )
+    dim: int | None = flag(None, f"embedding size 2k, even; none: {GPMConfig.dim}, or 2 for other heads", type=int)
+    gate: str | None = flag(
+        None,
+        "scale gate lambda(x), read from the prompt's last token; "
+        f"none given: {GPMConfig.gate}, or no gate for other heads",
+        choices=CHOICES["gate"],
+    )
+    tau: float | None = flag(
+        None,
+        f"temperature: log-odds are the raw score / tau; none: {GPMConfig.tau}, or 1 for other heads",
+        type=float,
+    )
+    learn_tau: bool = flag(False, "train tau, starting from --gpm.tau")
+    no_normalize: bool = flag(False, "leave embeddings at their length instead of unit length")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingFlags:
+    """How it is trained; the checkpoint does not keep these."""
+
+    loss: str = flag(
+        "ce",
+        "ce: cross-entropy with the rows' labels; mse: squared error to the rows' log_odds",
+        choices=["ce", "mse"],
+    )
+    label_smoothing: float = flag(0.0, "probability in [0, 0.5) that a label is wrong")
+    lm_coef: float = flag(
+        0.0,
+        "weight of a language-model loss on the preferred responses, a regulariser; needs tied embeddings",
+    )
+    share_prompt: str = flag(
+        SHARE_PROMPT[0],
+        "auto: encode a prompt once for all its responses, exactly (needs --ds.attn_implementation sdpa; on a GPU no "
+        "packing)",
+        choices=SHARE_PROMPT,
+    )
+    merge_prompts: bool = flag(
+        False,
+        "make one group of all rows with the same prompt: each response is encoded once, every comparison is used; "
+        "batch sizes then count prompts",
+    )
+    held_out: float = flag(
+        0.0, "keep this share of the prompts for evaluation, without --eval.dataset", metavar="SHARE"
+    )
+    bad_rows: str = flag(
+        "refuse",
+        "rows that cannot be used: end the run at the first, or skip them and report how many",
+        choices=["refuse", "skip"],
+    )
+    save_best: str | None = flag(
+        None, "keep the checkpoint of the best evaluation in CKPT.OUTPUT_DIR/best", choices=["loss", "acc"]
+    )
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.label_smoothing < 0.5:
+            raise ValueError(f"--gpm.label_smoothing must be in [0, 0.5), got {self.label_smoothing}")
+        if self.loss == "mse" and self.label_smoothing:
+            raise ValueError("--gpm.label_smoothing belongs to --gpm.loss ce; mse regresses on given log-odds")
+        if self.lm_coef < 0:
+            raise ValueError(f"--gpm.lm_coef must be >= 0, got {self.lm_coef}")
+        if not 0.0 <= self.held_out < 1.0:
+            raise ValueError(f"--gpm.held_out must be a share of the prompts in [0, 1), got {self.held_out}")
 
 
 def add_flags(parser: ArgumentParser) -> None:
     """Declare them."""
-    group = parser.add_argument_group(
+    model = parser.add_argument_group(
         "general preference model",
         "Used with --reward_model_type gpm. They are stored in the checkpoint, so no later command repeats them; "
         "training that continues a GPM keeps what its checkpoint says.",
     )
-    group.add_argument(
-        "--gpm.head",
-        choices=["embedding", "reward", "pairwise"],
-        default="embedding",
-        help="embedding: a GPM; reward: Bradley-Terry, trained by the same code; pairwise: an encoder of prompt and "
-        "two responses in both orders, the O(K^2) peer",
-    )
-    group.add_argument("--gpm.dim", type=int, default=None, help="embedding size 2k, even (default 8)")
-    group.add_argument(
-        "--gpm.gate",
-        default=None,
-        choices=["none", "softmax", "softmax_scaled", "softplus"],
-        help="scale gate lambda(x), read from the prompt's last token (default softmax_scaled)",
-    )
-    group.add_argument(
-        "--gpm.tau", type=float, default=None, help="temperature: log-odds are the raw score / tau (default 0.1)"
-    )
-    group.add_argument("--gpm.learn_tau", action="store_true", help="tau is trained, starting from --gpm.tau")
-    group.add_argument(
-        "--gpm.no_normalize", action="store_true", help="leave embeddings at their length instead of unit length"
-    )
-    group = parser.add_argument_group(
+    flags.add_flags(model, "gpm", flag_fields(ModelFlags))
+    training = parser.add_argument_group(
         "training a general preference model", "Used with --reward_model_type gpm; the checkpoint does not keep them."
     )
-    group.add_argument(
-        "--gpm.loss",
-        choices=["ce", "mse"],
-        default="ce",
-        help="ce: cross-entropy with the rows' labels; mse: squared error to the rows' log_odds",
-    )
-    group.add_argument(
-        "--gpm.label_smoothing", type=float, default=0.0, help="probability in [0, 0.5) that a label is wrong"
-    )
-    group.add_argument(
-        "--gpm.lm_coef",
-        type=float,
-        default=0.0,
-        help="weight of a language-model loss on the preferred responses, a regulariser (tied embeddings only)",
-    )
-    group.add_argument(
-        "--gpm.share_prompt",
-        choices=["auto", "off"],
-        default="auto",
-        help="encode a prompt once for all its responses, exactly (needs --ds.attn_implementation sdpa; on a GPU no "
-        "packing)",
-    )
-    group.add_argument(
-        "--gpm.merge_prompts",
-        action="store_true",
-        help="rows with the same prompt become one group: each response is encoded once, every comparison is used; "
-        "batch sizes then count prompts",
-    )
-    group.add_argument(
-        "--gpm.held_out",
-        type=float,
-        default=0.0,
-        metavar="SHARE",
-        help="keep this share of the prompts for evaluation (without --eval.dataset)",
-    )
-    group.add_argument(
-        "--gpm.bad_rows",
-        choices=["refuse", "skip"],
-        default="refuse",
-        help="rows that are no preference: end the run at the first, or leave them out and say how many",
-    )
-    group.add_argument(
-        "--gpm.save_best",
-        choices=["loss", "acc"],
-        default=None,
-        help="keep the checkpoint of the best evaluation in CKPT.OUTPUT_DIR/best",
-    )
+    flags.add_flags(training, "gpm", flag_fields(TrainingFlags))
 
 
 def check(args: SimpleNamespace) -> None:
     """Raise ValueError for flags that cannot work together; without a GPM, warn of those that nothing reads."""
     if args.reward_model_type != "gpm":
-        unread = _given(args)
+        unread = [name for cls in (ModelFlags, TrainingFlags) for name in given_flags(args, "gpm", flag_fields(cls))]
         if unread:
             logger.warning(f"{', '.join(unread)}: not used, because --reward_model_type gpm is not given")
         return
+    config = config_from_flags(args)
+    training = TrainingFlags(**read_flags(args, "gpm", flag_fields(TrainingFlags)))
     check_parallelism(args)
-    config_from_flags(args)
-    if not 0.0 <= args.gpm.label_smoothing < 0.5:
-        raise ValueError(f"--gpm.label_smoothing must be in [0, 0.5), got {args.gpm.label_smoothing}")
-    if not 0.0 <= args.gpm.held_out < 1.0:
-        raise ValueError(f"--gpm.held_out must be a share of the prompts in [0, 1), got {args.gpm.held_out}")
-    if args.gpm.held_out and args.eval.dataset:
-        raise ValueError("--gpm.held_out and --eval.dataset both say what to evaluate on: remove one")
-    if args.gpm.loss == "mse" and args.gpm.label_smoothing:
-        raise ValueError("--gpm.label_smoothing belongs to --gpm.loss ce; mse regresses on given log-odds")
-    if args.gpm.loss == "mse" and args.model.margin_loss_enable:
-        raise ValueError("--model.margin_loss_enable belongs to --gpm.loss ce; mse regresses on given log-odds")
-    if args.gpm.save_best and not (args.gpm.held_out or args.eval.dataset):
+    _check_data(args, training)
+    _check_loss(args, training)
+    if not args.model.model_name_or_path:
+        raise ValueError(f"{START} is missing: name the model to train the GPM from")
+    _check_start(args, config, training)
+
+
+def _check_data(args: SimpleNamespace, training: TrainingFlags) -> None:
+    if not args.data.dataset:
+        raise ValueError("--data.dataset is missing: name a preference file (JSONL, parquet) or a dataset")
+    if training.held_out and args.eval.dataset:
+        raise ValueError("--gpm.held_out and --eval.dataset both name what to evaluate on: remove one")
+    if training.save_best and not (training.held_out or args.eval.dataset):
         raise ValueError(
             "--gpm.save_best has nothing to judge by but training rows: give --gpm.held_out or --eval.dataset"
         )
-    if not args.model.model_name_or_path:
-        raise ValueError("--model.model_name_or_path is missing: name the model to train the GPM from")
-    if not args.data.dataset:
-        raise ValueError("--data.dataset is missing: name a preference file (JSONL, parquet) or a dataset")
-    _check_lm(args)
+
+
+def _check_loss(args: SimpleNamespace, training: TrainingFlags) -> None:
+    if training.loss == "mse" and args.model.margin_loss_enable:
+        raise ValueError("--model.margin_loss_enable belongs to --gpm.loss ce; mse regresses on given log-odds")
     if args.model.aux_loss_coef:
         raise ValueError(
             "--model.aux_loss_coef: OpenRLHF's reward training has no balancing loss, because a trunk without its "
@@ -139,45 +149,42 @@ def check(args: SimpleNamespace) -> None:
         raise ValueError(
             f"--model.loss_type {args.model.loss_type} is a Bradley-Terry loss; a GPM trains with sigmoid"
         )
-    if os.path.isdir(args.model.model_name_or_path):
-        check_whole(args.model.model_name_or_path, "--model.model_name_or_path")
-        try:
-            model_config(args)
-        except OSError as error:
-            raise ValueError(
-                f"--model.model_name_or_path {args.model.model_name_or_path} is no model that can be read"
-            ) from error
 
 
-def _given(args: SimpleNamespace) -> list[str]:
-    """Those of our flags that are not at their default."""
-    parser = ArgumentParser()
-    add_flags(parser)
-    return [f"--{name}" for name, value in vars(parser.parse_args([])).items() if attrgetter(name)(args) != value]
+def _check_start(args: SimpleNamespace, config: GPMConfig, training: TrainingFlags) -> None:
+    """What the model to start from must be; a name on the Hub is opened only where a flag asks something of it."""
+    path = args.model.model_name_or_path
+    if training.lm_coef and config.head == "pairwise":
+        raise ValueError("--gpm.lm_coef needs one response per text, --gpm.head pairwise reads two: leave it at 0")
+    if not os.path.isdir(path) and not training.lm_coef:
+        return
+    start = open_pretrained(path, START)
+    model_config(start, args)
+    if training.lm_coef and not start.hf.get_text_config().tie_word_embeddings:
+        raise ValueError(
+            f"--gpm.lm_coef needs a model that ties its output layer to its embeddings, which {path} does not: leave "
+            "it at 0"
+        )
 
 
-def model_config(args: SimpleNamespace) -> GPMConfig:
+def model_config(start: Checkpoint, args: SimpleNamespace) -> GPMConfig:
     """The GPM that `train_rm` trains: its checkpoint's settings where it continues one, else `config_from_flags`.
 
-    --data.max_len may shorten a checkpoint's samples, not lengthen them. Raises ValueError for another layout.
+    --data.max_len may shorten a checkpoint's samples, not lengthen them.
     """
-    path = args.model.model_name_or_path
-    stored = getattr(AutoConfig.from_pretrained(path), "gpm", None)
-    if not stored:
+    if not start.is_gpm:
         return config_from_flags(args)
-    gpm = GPMConfig.from_dict(stored)
-    check_layout(gpm, path, "--model.model_name_or_path")
-    limits = [limit for limit in (gpm.max_len, args.data.max_len) if limit is not None]
-    return replace(gpm, max_len=min(limits, default=None))
+    limits = [limit for limit in (start.gpm.max_len, args.data.max_len) if limit is not None]
+    return replace(start.gpm, max_len=min(limits, default=None))
 
 
 def config_from_flags(args: SimpleNamespace) -> GPMConfig:
     """The GPM that `train_rm`'s flags describe; a flag that is not given keeps `GPMConfig`'s default."""
-    flags = {"dim": args.gpm.dim, "gate": args.gpm.gate, "tau": args.gpm.tau}
+    given = {"dim": args.gpm.dim, "gate": args.gpm.gate, "tau": args.gpm.tau}
     normalize = not args.gpm.no_normalize
     if args.gpm.head != "embedding":  # Bradley-Terry and the pairwise encoder: one number, tau 1 unless given
         scalar = {"dim": 2, "gate": "none", "tau": 1.0}
-        flags = {name: scalar[name] if value is None else value for name, value in flags.items()}
+        given = {name: scalar[name] if value is None else value for name, value in given.items()}
         normalize = False
     return GPMConfig(
         head=args.gpm.head,
@@ -186,26 +193,12 @@ def config_from_flags(args: SimpleNamespace) -> GPMConfig:
         chat_template=args.data.apply_chat_template,
         input_template=args.data.input_template,
         max_len=args.data.max_len,
-        **{name: value for name, value in flags.items() if value is not None},
+        **{name: value for name, value in given.items() if value is not None},
     )
 
 
-def share_prompt_obstacle(args: SimpleNamespace, max_len: int | None) -> str | None:
+def share_prompt_obstacle(start: Checkpoint, args: SimpleNamespace, max_len: int | None) -> str | None:
     """Why a group's prompt cannot be encoded once in training, None where it can. max_len: of a sample, in tokens."""
     if args.gpm.share_prompt == "off":
         return "--gpm.share_prompt off"
-    return training_forest_obstacle(args.model.model_name_or_path, args.ds, max_len)
-
-
-def _check_lm(args: SimpleNamespace) -> None:
-    if args.gpm.lm_coef < 0:
-        raise ValueError(f"--gpm.lm_coef must be >= 0, got {args.gpm.lm_coef}")
-    if args.gpm.lm_coef and args.gpm.head == "pairwise":
-        raise ValueError("--gpm.lm_coef is for one response a text, --gpm.head pairwise reads two: leave it at 0")
-    if args.gpm.lm_coef:
-        config = AutoConfig.from_pretrained(args.model.model_name_or_path)
-        if not config.get_text_config().tie_word_embeddings:
-            raise ValueError(
-                f"--gpm.lm_coef needs a model that ties its output layer to its embeddings, which "
-                f"{args.model.model_name_or_path} does not: leave it at 0"
-            )
+    return start.forest_obstacle(args.ds.attn_implementation, max_len)

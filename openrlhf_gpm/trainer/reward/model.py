@@ -12,11 +12,10 @@ import torch
 from openrlhf.models import get_llm_for_sequence_regression
 from openrlhf.utils.logging_utils import init_logger
 from torch import nn
-from transformers import AutoConfig
 
-from openrlhf_gpm.config import GPMConfig
+from openrlhf_gpm.checkpoints.checkpoint import open_pretrained
 from openrlhf_gpm.models.gpm import make_gpm_class
-from openrlhf_gpm.trainer.reward.flags import config_from_flags
+from openrlhf_gpm.trainer.reward.flags import START, config_from_flags
 
 logger = init_logger(__name__)
 
@@ -35,22 +34,22 @@ def build_gpm(
     """
     if model_type != "reward":
         return get_llm_for_sequence_regression(path, model_type, init_value_head=init_value_head, **kwargs)
-    stored = getattr(AutoConfig.from_pretrained(path), "gpm", None)
-    gpm = GPMConfig.from_dict(stored) if stored else config_from_flags(args)
-    if stored and init_value_head:
+    start = open_pretrained(path, START)
+    gpm = start.gpm if start.is_gpm else config_from_flags(args)
+    if start.is_gpm and init_value_head:
         logger.warning("%s is a GPM already: its own dim, gate, tau and format are kept, not those of --gpm.*", path)
     kwargs["value_head_prefix"] = "score"
     to_save = ["score", *(["gate"] if gpm.gated else []), *(["temperature"] if gpm.learn_tau else [])]
     model = get_llm_for_sequence_regression(
         path,
         model_type,
-        init_value_head=init_value_head and not stored,
+        init_value_head=init_value_head and not start.is_gpm,
         reward_model_class=_gpm_class,
         config_overrides={"gpm": gpm.to_dict(), "value_head_prefix": "score"},
         lora_modules_to_save=to_save,
         **kwargs,
     )
-    if init_value_head and not stored and gpm.gated:
+    if init_value_head and not start.is_gpm and gpm.gated:
         _zero_(model.gate.weight)
     return model
 

@@ -89,8 +89,10 @@ def test_a_reward_that_is_not_finite_stops_the_run_and_is_counted(make):
 def test_a_row_holds_all_that_the_scores_of_a_group_need():
     torch.manual_seed(1)
     v, gate, tau = torch.randn(2, 3, 4), torch.rand(2, 1, 2).expand(2, 3, 2), 0.5
-    rows = pack_rows(v, gate, tau)
-    torch.testing.assert_close(core.group_scores(*unpack_rows(rows)), core.group_scores(v, gate[:, 0], tau))
+    truncated = torch.tensor([[False, True, False], [True, False, False]])
+    found_v, gate_over_tau, found = unpack_rows(pack_rows(v, gate, tau, truncated))
+    torch.testing.assert_close(core.group_scores(found_v, gate_over_tau), core.group_scores(v, gate[:, 0], tau))
+    assert found.bool().equal(truncated)
 
 
 def test_statistics_of_a_pure_cycle():

@@ -10,7 +10,8 @@ from openrlhf.trainer.ppo_trainer import PPOTrainer
 from openrlhf.trainer.ray.launcher import RewardModelActor
 
 from openrlhf_gpm.plugin import GPMPlugin
-from openrlhf_gpm.trainer.policy.cluster import devices_needed
+from openrlhf_gpm.trainer.policy.placement import devices_needed
+from openrlhf_gpm.trainer.policy.upstream_flags import REFUSED, UNREAD
 
 GPM_DICT = {"dim": 4, "gate": "none", "normalize": True, "tau": 0.1, "format_version": 1}
 SIZES = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 64}
@@ -213,3 +214,48 @@ def test_two_plugins_for_one_component_are_an_error(monkeypatch):
 )
 def test_devices_needed_are_those_that_upstream_places(align, flags, devices):
     assert devices_needed(align(*flags)) == devices
+
+
+@pytest.mark.parametrize("name", UNREAD)
+def test_openrlhfs_flags_that_an_objective_does_not_read_are_warned_about(parse, name, caplog):
+    values = {
+        "algo.advantage.estimator": ["rloo"],
+        "actor.eps_clip_low_high": ["0.1", "0.3"],
+        "reward.clip_range": ["-1", "1"],
+    }
+    values |= {
+        "actor.loss_agg_mode": ["seq-mean-token-mean"],
+        "critic.model_name_or_path": ["critic"],
+        "algo.advantage.no_std_norm": [],
+    }
+    with caplog.at_level("WARNING"):
+        parse()
+        assert "not used" not in caplog.text
+        parse(f"--{name}", *values.get(name, ["0.5"]))
+    assert f"--{name}: not used with gpo" in caplog.text
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_openrlhfs_flags_that_cannot_work_with_an_objective_are_refused(parse, name, capsys):
+    values = {
+        "algo.kl.init_coef": ["-1"],
+        "train.partial_rollout_enable": ["--train.async_enable"],
+        "eval.dataset": ["file"],
+    }
+    with pytest.raises(SystemExit) as ended:
+        parse(f"--{name}", *values.get(name, ["4"]))
+    assert ended.value.code == 2
+    error = capsys.readouterr().err
+    assert f"--{name}" in error
+    assert error.count("\n") == 1
+
+
+def test_a_run_with_openrlhfs_own_loss_keeps_all_its_flags(parse, caplog):
+    with caplog.at_level("WARNING"):
+        parse("--actor.policy_loss_type", "ppo", "--algo.advantage.gamma", "0.5", "--actor.eps_clip", "0.1")
+    assert "not used" not in caplog.text
+
+
+def test_async_takes_the_log_probs_of_the_policy_that_sampled(parse):
+    assert parse("--train.async_enable").algo.advantage.is_correction_level == "token"
+    assert parse().algo.advantage.is_correction_level == "off"

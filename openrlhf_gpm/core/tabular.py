@@ -1,0 +1,70 @@
+"""Self-play of any objective on a game small enough to enumerate: tables, exact expectations, exact steps.
+
+Notation: K answers, T steps; pi the policy, which is its own opponent; theta its logits.
+
+A step descends L(theta) = sum_i pi_i loss_i(moved) at moved = 0, where moved_i = log pi_theta(i) - log pi(i) and pi is
+held fixed, along the natural gradient. With slope_i = dL / d moved_i, the gradient for the logits and their Fisher
+matrix are
+
+    g = slope - pi sum(slope), so sum(g) = 0        F = diag(pi) - pi pi^T
+
+and F (g / pi) = g - pi sum(g) = g: the natural gradient is g / pi, which is slope / pi up to a constant that the
+softmax removes. For a squared error, slope_i = -2 pi_i target_i, and a step of size 1/2 gives pi exp(target) / Z: the
+multiplicative-weights step of arXiv 2410.02197, eq. 5.7.
+"""
+
+from collections.abc import Mapping
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from openrlhf_gpm.core.game import worst_case_win_rate
+from openrlhf_gpm.core.groups import Groups
+
+
+class Player(Protocol):
+    """What `play` needs of an objective."""
+
+    def prepare(self, groups: Groups) -> Mapping[str, Tensor]:
+        """Numbers of each answer, (1, K) each."""
+
+    def loss(self, moved: Tensor, given: Mapping[str, Tensor]) -> Tensor:
+        """(K,) nats, (K,) each -> (K,)."""
+
+
+def play(objective: Player, scores: Tensor, start: Tensor, steps: int, step_size: float = 0.5) -> Tensor:
+    """The policies of self-play, the start first: (T + 1, K) float64, each sums to 1.
+
+    scores: (K, K) log-odds that the row's answer beats the column's, K >= 2; start: (K,), normalised here.
+    The group of every step is all K answers. Their opponent is the policy itself, in exact expectation.
+    """
+    scores = scores.double()
+    log_policy = start.double().log().log_softmax(-1)
+    policies = [log_policy.exp()]
+    for _ in range(steps):
+        policy = policies[-1]
+        groups = Groups(scores[None], against=scores[None], weights=policy[None, None])
+        given = {name: values[0] for name, values in objective.prepare(groups).items()}
+        moved = torch.zeros_like(policy, requires_grad=True)
+        weights = policy.clamp(min=torch.finfo(policy.dtype).tiny)  # a probability of 0 has a slope / pi too
+        (slope,) = torch.autograd.grad((weights * objective.loss(moved, given)).sum(), moved)
+        log_policy = (log_policy - step_size * slope / weights).log_softmax(-1)
+        policies.append(log_policy.exp())
+    return torch.stack(policies)
+
+
+def running_average(policies: Tensor) -> Tensor:
+    """The average policy after each step: (T + 1, K) -> (T + 1, K), row t the mean of the rows up to t."""
+    counts = torch.arange(1, len(policies) + 1, dtype=policies.dtype).unsqueeze(-1)
+    return policies.cumsum(0) / counts
+
+
+def worst_cases(probs: Tensor, policies: Tensor) -> dict[str, float]:
+    """Win rates against the best opponent of the `start`, the `last` and the `average` policy, in [0, 1/2].
+
+    probs: (K, K), P(row beats column); policies: (T + 1, K). Where a policy sums to less than 1, the rest counts as
+    lost.
+    """
+    named = {"start": policies[0], "last": policies[-1], "average": policies.mean(0)}
+    return {name: float(worst_case_win_rate(probs, policy)) for name, policy in named.items()}

@@ -1,0 +1,99 @@
+"""Files and directories that appear whole or not at all, and JSON whose errors are one line. Standard library only."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, TextIO
+
+
+def write(path: Path, content: str | bytes) -> None:
+    """Write a file under a temporary name, then rename it: a reader sees the old content or the new."""
+    new = _new(path)
+    try:
+        new.write_bytes(content.encode() if isinstance(content, str) else content)
+        os.replace(new, path)
+    finally:
+        new.unlink(missing_ok=True)
+
+
+@contextmanager
+def replacing(*paths: Path) -> Iterator[list[TextIO]]:
+    """Text files to write to; they replace `paths` together when the block ends; on an error none does."""
+    new = [_new(path) for path in paths]
+    try:
+        with ExitStack() as stack:
+            yield [stack.enter_context(open(path, "w", encoding="utf-8", newline="\n")) for path in new]
+        for source, path in zip(new, paths, strict=True):
+            os.replace(source, path)
+    finally:
+        for source in new:
+            source.unlink(missing_ok=True)
+
+
+@contextmanager
+def growing(partial: Path, path: Path) -> Iterator[TextIO]:
+    """`partial`, opened to append; it becomes `path` when the block ends, and on an error it stays to be continued."""
+    with open(partial, "a", encoding="utf-8", newline="\n") as file:
+        yield file
+    os.replace(partial, path)
+
+
+@contextmanager
+def complete_directory(path: Path) -> Iterator[Path]:
+    """A new directory to write to; it takes the place of `path` when the block ends, and on an error it disappears."""
+    path = path.absolute()
+    new = _new(path)
+    new.mkdir(parents=True)
+    try:
+        yield new
+        replace_directory(new, path)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+
+
+def replace_directory(new: Path, path: Path) -> None:
+    """Rename the directory `new` to `path`; what was there before is removed last."""
+    old = path.with_name(f".{path.name}.old-{os.getpid()}")
+    if path.exists():
+        path.rename(old)
+    new.rename(path)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def replace_model(new: Path, path: Path) -> None:
+    """Move a model's files from `new` into `path`, which may hold an older model, and checkpoints in subfolders.
+
+    config.json goes first and comes last: without it the folder is not a model, so a folder that has it is complete.
+    """
+    (path / "config.json").unlink(missing_ok=True)
+    for pattern in ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json"):
+        for old in path.glob(pattern):
+            old.unlink()
+    for file in sorted(new.iterdir(), key=lambda file: file.name == "config.json"):
+        os.replace(file, path / file.name)
+    new.rmdir()
+
+
+def read_object(path: Path, missing: str, damaged: str = "copy or save it again") -> dict[str, Any]:
+    """The object in a JSON file. Raises ValueError in one line that ends with the remedy `missing` or `damaged`."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"{path} does not exist: {missing}") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not JSON ({one_line(error)}): {damaged}") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} must hold a JSON object: {damaged}")
+    return value
+
+
+def one_line(error: Exception) -> str:
+    """An error's text, at most 200 characters of it, without line breaks."""
+    return " ".join(str(error).split())[:200]
+
+
+def _new(path: Path) -> Path:
+    return path.with_name(f".{path.name}.new-{os.getpid()}")

@@ -1,0 +1,166 @@
+"""A run owns its folders: a lock while it lives, and in run.json the flags that define it.
+
+Two runs in one folder would mix their checkpoints and logs, and a checkpoint that goes on with another beta or other
+prompts is no run that anybody asked for. So both are refused, with the difference named.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import socket
+from pathlib import Path
+from types import SimpleNamespace
+from typing import IO, Any
+
+from openrlhf.utils.logging_utils import init_logger
+
+from openrlhf_gpm import objectives
+from openrlhf_gpm.flags import flag_fields
+from openrlhf_gpm.scoring.store import write
+from openrlhf_gpm.trainer.policy.paths import local_inputs, output_folders, value
+from openrlhf_gpm.trainer.policy.resume import check_resume
+
+logger = init_logger(__name__)
+
+DEFINING = (
+    *(
+        "reward_model_type",
+        "actor.policy_loss_type",
+        "gpm.bad_rows",
+        "ds.param_dtype",
+        "ds.lora.rank",
+        "ds.lora.alpha",
+    ),
+    *("rollout.n_samples_per_prompt", "rollout.temperature", "rollout.top_p", "rollout.max_new_tokens"),
+    *("rollout.batch_size", "rollout.vllm_generate_batch_size", "train.batch_size", "train.num_episodes"),
+    *("train.max_epochs", "train.seed", "train.async_enable", "algo.advantage.estimator", "algo.kl.init_coef"),
+    *("algo.kl.use_loss", "algo.kl.estimator", "data.prompt_probs", "data.prompt_split", "data.max_samples"),
+    *("data.input_key", "data.input_template", "data.apply_chat_template", "data.max_len", "actor.optim"),
+    *("actor.adam.lr", "actor.adam.betas", "actor.adam.weight_decay", "actor.muon.lr", "actor.lr_scheduler"),
+    *("actor.lr_warmup_ratio", "actor.min_lr_ratio", "actor.max_norm", "actor.entropy_coef", "actor.eps_clip"),
+    *("algo.advantage.gamma", "algo.advantage.lambd", "ds.zero_stage"),
+)
+"""Flags that decide what a run computes. Micro-batches, memory, devices and logging may change from start to start."""
+
+INPUTS = ("data.prompt_dataset", "actor.model_name_or_path", "reward.model_name_or_path")
+"""Flags of what a run reads: known by content, so that a folder may move, or by name on the Hub."""
+
+WORK = {"ckpt.output_dir": ("config.json", ".new"), "ckpt.path": ("_actor", "*_hf"), "gpm.log_groups": ("step_*",)}
+"""What a run leaves in its folders; a folder without it may be taken by another run."""
+
+_locks: dict[Path, IO[str]] = {}
+"""Open files whose locks this process holds until it ends, however it ends."""
+
+
+def own_folders(args: SimpleNamespace) -> None:
+    """Take the run's folders: lock each, compare the flags of the run that is in it, and write those of this one.
+
+    Raises ValueError where another run lives there or has left work made by other flags.
+    """
+    folders = output_folders(args)
+    for flag, folder in folders.items():
+        lock(folder, f"--{flag}")
+    check_flags(args)
+    check_resume(args)
+    state = json.dumps(run_state(args), indent=2)
+    for folder in folders.values():
+        write(folder / "run.json", state + "\n")
+
+
+def lock(folder: Path, name: str) -> None:
+    """Hold FOLDER/.run.lock until this process ends. Raises ValueError while another process holds it.
+
+    name: the flag that gave the folder. The lock is seen by all processes of a host; whether by other hosts, the file
+    system decides.
+    """
+    if folder in _locks:
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = open(folder / ".run.lock", "a+", encoding="utf-8")  # noqa: SIM115
+    except OSError as error:
+        raise ValueError(f"{name} {folder} cannot be written to: {error.strerror}; name another folder") from error
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        owner = file.read().strip() or "its process is starting"
+        file.close()
+        raise ValueError(
+            f"{name} {folder} belongs to a run that is alive ({owner}): wait for it, stop it, or name another folder"
+        ) from None
+    except OSError as error:
+        logger.warning(f"{name} {folder}: this file system has no locks ({error.strerror}); start no second run there")
+    file.truncate(0)
+    file.write(f"pid {os.getpid()} on {socket.gethostname()}\n")
+    file.flush()
+    _locks[folder] = file
+
+
+def run_state(args: SimpleNamespace) -> dict[str, dict[str, Any]]:
+    """What defines the run, in JSON's types: "flags" by value, "inputs" by path or name, "contents" by fingerprint."""
+    objective = objectives.from_args(args)
+    flags = {f"--{flag}": value(args, flag) for flag in DEFINING}
+    flags |= {
+        f"--{objective.prefix}.{name}": getattr(objective, item.name) for name, item in flag_fields(objective).items()
+    }
+    local = local_inputs(args)
+    inputs = {f"--{flag}": value(args, flag) for flag in INPUTS}
+    contents = {f"--{flag}": [fingerprint(path) for path in local[flag]] or value(args, flag) for flag in INPUTS}
+    return json.loads(json.dumps({"flags": flags, "inputs": inputs, "contents": contents}))  # tuples become lists
+
+
+def check_flags(args: SimpleNamespace) -> None:
+    """Raise ValueError where a folder of the run holds work that was made by other flags, and name them."""
+    state, earlier = run_state(args), []
+    for flag, folder in output_folders(args).items():
+        if not any(next(folder.glob(pattern), None) for pattern in WORK[flag]):
+            continue
+        if not (folder / "run.json").exists():
+            if flag != "ckpt.path":
+                raise ValueError(f"--{flag} {folder} holds files, but no run.json of their run: name another folder")
+            logger.warning(f"--{flag} {folder} has no run.json: whether its checkpoints had these flags is not known")
+            continue
+        if changed := differences(json.loads((folder / "run.json").read_text(encoding="utf-8")), state):
+            raise ValueError(
+                f"--{flag} {folder} holds a run with other flags: {'; '.join(changed)}. Give those again, name "
+                "another folder, or delete this one"
+            )
+        earlier.append(str(folder))
+    if earlier and not args.ckpt.load_enable:
+        logger.warning(
+            f"{', '.join(earlier)}: the run that is there starts over; --ckpt.load_enable would continue it"
+        )
+
+
+def differences(old: dict[str, dict[str, Any]], new: dict[str, dict[str, Any]]) -> list[str]:
+    """What differs between two `run_state`s, one text per flag; flags that only one of them knows are left out."""
+    changed = [
+        f"{flag} was {old['flags'][flag]}, is {given}"
+        for flag, given in new["flags"].items()
+        if flag in old["flags"] and old["flags"][flag] != given
+    ]
+    for flag, content in new["contents"].items():
+        if old["contents"].get(flag, content) != content:
+            before, now = old["inputs"][flag], new["inputs"][flag]
+            changed.append(f"{flag} {now} has changed" if before == now else f"{flag} was {before}, is {now}")
+    return changed
+
+
+def fingerprint(path: Path) -> str:
+    """SHA-256 of a file, or of a folder's names, sizes and times (of a model's folder: config and weights only)."""
+    digest = hashlib.sha256()
+    if path.is_file():
+        with path.open("rb") as content:
+            while block := content.read(1 << 20):
+                digest.update(block)
+        return digest.hexdigest()
+    model = [path / "config.json", *sorted(path.glob("*.safetensors")), *sorted(path.glob("*.bin"))]
+    files = model if model[0].exists() else sorted(file for file in path.rglob("*") if file.is_file())
+    for file in files:
+        size, time = file.stat().st_size, file.stat().st_mtime_ns
+        digest.update(f"{file.relative_to(path)} {size} {time}\n".encode())
+    return digest.hexdigest()

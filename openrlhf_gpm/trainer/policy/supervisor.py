@@ -1,0 +1,61 @@
+"""A death ends the run: without this, ranks wait forever in a collective whose peer is gone, and hold their GPUs."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import ray
+from openrlhf.utils.logging_utils import init_logger
+from ray.exceptions import RayActorError
+
+logger = init_logger(__name__)
+
+INTERVAL = 2.0
+"""Seconds between two looks."""
+
+
+class Supervisor(threading.Thread):
+    """Watches Ray actors; when one dies it keeps the reason in `death` and kills the others.
+
+    Each actor always has one task of no work in its queue. While the actor is busy the task waits; when the actor dies
+    Ray fails it at once. Killing the others ends whatever call the controller waits for.
+    """
+
+    def __init__(self, actors: dict[str, Any]) -> None:
+        super().__init__(daemon=True, name="supervisor")
+        self.actors = actors
+        self.death: str | None = None
+        self.finished = threading.Event()
+
+    def run(self) -> None:
+        """Look until `finished` is set or an actor has died."""
+        waiting = {actor.__ray_ready__.remote(): name for name, actor in self.actors.items()}
+        while not self.finished.wait(INTERVAL):
+            ready, _ = ray.wait(list(waiting), num_returns=len(waiting), timeout=0)
+            for task in ready:
+                name = waiting.pop(task)
+                try:
+                    ray.get(task)
+                except RayActorError as error:
+                    self._end(name, error)
+                    return
+                waiting[self.actors[name].__ray_ready__.remote()] = name
+
+    def _end(self, name: str, error: RayActorError) -> None:
+        reason = " ".join(str(error).split())
+        self.death = f"{name} died: {reason[:300]}"
+        logger.error(self.death)
+        for other in self.actors.values():
+            ray.kill(other)
+
+
+def actors_of(groups: dict[str, Any], engines: list[Any] | None) -> dict[str, Any]:
+    """Ray actors by name: the ranks of each model's group that there is, and vLLM's engines."""
+    ranks = {
+        f"{name} rank {rank}": handle
+        for name, group in groups.items()
+        if group is not None
+        for rank, handle in enumerate(group._actor_handlers)
+    }
+    return ranks | {f"vLLM engine {i}": engine for i, engine in enumerate(engines or [])}
