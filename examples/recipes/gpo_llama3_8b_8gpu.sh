@@ -40,7 +40,7 @@ for pass in 1 2 3; do
       --data.apply_chat_template \
       --train.num_episodes 1 \
       --rollout.batch_size 256 \
-      --rollout.micro_batch_size 8 \
+      --rollout.micro_batch_size 10 \
       --train.batch_size 128 \
       --train.micro_batch_size 2 \
       --actor.adam.lr 5e-7 \

@@ -39,8 +39,10 @@ def use_forest_attention(trunk: Any) -> None:
     trunk.set_attn_implementation(FORESTS[trunk.config._attn_implementation])
 
 
-def forest_obstacle(config: PretrainedConfig) -> str | None:
+def forest_obstacle(config: PretrainedConfig, attention: str | None = None) -> str | None:
     """Why the samples of a trunk must be encoded in full; None where it reads forests, exactly.
+
+    attention: what the trunk is going to have, in transformers' words; None: what the config says.
 
     The trunk is built without memory for its weights and asked.
     """
@@ -53,7 +55,7 @@ def forest_obstacle(config: PretrainedConfig) -> str | None:
         return f"it has layers of another kind than attention ({', '.join(others)})"
     if getattr(text, "alibi", False):
         return "its attention looks at places in the row (ALiBi), not at positions"
-    attention = config._attn_implementation
+    attention = attention or config._attn_implementation
     if attention is None or attention in SDPA | FLASH:
         config = deepcopy(config)
         if attention in FLASH:

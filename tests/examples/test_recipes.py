@@ -15,7 +15,10 @@ from typing import Any
 import pytest
 import yaml
 
+from openrlhf_gpm.checkpoints.checkpoint import open_pretrained
 from openrlhf_gpm.config import GPMConfig
+from openrlhf_gpm.trainer.checkpoint_checks import reward_attention
+from openrlhf_gpm.trainer.reward.flags import share_prompt_obstacle
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 STUB = """#!{python} -I
@@ -143,6 +146,24 @@ def test_a_recipe_asks_for_the_gpus_that_it_names(name: str, gpus: int, reward: 
     from openrlhf_gpm.trainer.policy.placement import devices_needed
 
     assert {devices_needed(run) for run in parsed(name, reward)} == {gpus}
+
+
+@pytest.mark.parametrize("name", ["gpo", "sppo", "gpo ray job", "gpo slurm", "cpu gpo"])
+def test_the_reward_actor_of_a_recipe_shares_prompts(name: str, reward: Path):
+    for run in parsed(name, reward):
+        attention, _ = reward_attention(run)
+        assert attention == ("sdpa" if name.startswith("cpu") else "flash_attention_2")
+        checkpoint = open_pretrained(run.reward.model_name_or_path, "--reward.model_name_or_path")
+        assert checkpoint.forest_obstacle(attention, checkpoint.gpm.max_len) is None
+        assert run.rollout.micro_batch_size % run.rollout.n_samples_per_prompt == 0  # no group is cut
+
+
+def test_training_a_gpm_on_gpus_shares_prompts(reward: Path):
+    for name in ("train_gpm gemma", "train_gpm cyclic"):
+        (run,) = parsed(name, reward)
+        assert run.ds.attn_implementation == "flash_attention_2"
+        start = open_pretrained(str(reward), "--model.model_name_or_path")  # the recipe's own is not here
+        assert share_prompt_obstacle(start, run, run.data.max_len) is None
 
 
 def test_a_pass_that_is_done_is_not_done_again(reward: Path):

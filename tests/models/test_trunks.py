@@ -99,6 +99,7 @@ PER_LAYER_TYPE = {"full_attention": DYNAMIC, "sliding_attention": {"rope_type": 
         ("stablelm", {"attn_implementation": "flash_attention_2"}, "not told which tokens belong together"),
         ("llama", {"attn_implementation": "flash_attention_2"}, None),
         ("gemma2", {"attn_implementation": "flash_attention_2", "attn_logit_softcapping": None}, None),
+        ("gemma", {"attn_implementation": "flash_attention_2", "head_dim": 256}, None),
         ("gpt_neox", {"attn_implementation": "flash_attention_2"}, None),
         ("llama", {}, None),
         ("gpt2", {}, None),

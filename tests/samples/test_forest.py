@@ -15,6 +15,7 @@ from openrlhf_gpm.samples.forest import (
     forest_pays,
     sample_places,
     shared_length,
+    token_counts,
 )
 from openrlhf_gpm.samples.formatting import Encoded
 
@@ -126,6 +127,12 @@ def test_padding_at_most_doubles_what_attention_reads(shapes):
         real = sum(prefixes.values()) + sum(len(shared) + len(own) for shared, own in places)
         rows = sum(part.rows for part in forest.parts)
         assert len(forest.keys) <= 2 * real + 2 * 31 * rows
+
+
+def test_tokens_are_counted_in_full_and_with_each_prefix_once():
+    many = [group([7, 8], [1, 2, 3, 4], [2, 3]), group([9], [1])]
+    assert token_counts(many) == (12, 10)
+    assert collate_forest(many)["input_ids"].numel() == 10
 
 
 def test_a_forest_pays_where_it_has_a_tenth_fewer_tokens():
