@@ -25,15 +25,15 @@ CHOICES = {
 
 @dataclass(frozen=True, kw_only=True)
 class GPMConfig:
-    """The model's own settings, saved with it so that no flag has to be repeated to score.
+    """The model's own settings, saved with it: scoring needs no flags.
 
-    Raises ValueError that names the flag. Warns where the gate can do nothing.
+    Raises ValueError that names the flag. Warns if the gate has no effect.
     """
 
     head: str = "embedding"
-    """What the head gives: "embedding" (2k numbers a response: a GPM), "reward" (one number r a response, whose
-    embedding is [r, 1]: Bradley-Terry), or "pairwise" (one number for a text that holds two responses, in both orders:
-    the encoder to compare a GPM with). The last two have dim 2, no gate and no normalisation: see `scalar_head`."""
+    """What the head gives: "embedding" (2k numbers per response: a GPM), "reward" (one number r per response, whose
+    embedding is [r, 1]: Bradley-Terry), or "pairwise" (one number for a text that holds two responses, read in both
+    orders, to compare a GPM with). The last two have dim 2, no gate and no normalisation: see `scalar_head`."""
 
     dim: int = 8
     """Embedding size 2k, even: k planes of 2. The paper's best are 6 and 8."""
@@ -49,7 +49,7 @@ class GPMConfig:
     """Temperature > 0 that divides every score, in units of the raw score."""
 
     learn_tau: bool = False
-    """tau was a parameter of the model in training (tensor `temperature.rho`); `tau` above is the value it reached."""
+    """tau was trained (tensor `temperature.rho`); `tau` above is the value it reached."""
 
     chat_template: bool = True
     """Prompts and responses are rendered with the tokenizer's chat template; otherwise joined as plain text."""
@@ -61,20 +61,20 @@ class GPMConfig:
     """Longest sample in tokens; longer responses are cut (and still end with EOS)."""
 
     generation_prompt: bool = True
-    """The prompt, whose last token the gate reads, ends with the template's generation prompt; not the authors'."""
+    """The prompt, whose last token the gate reads, ends with the template's generation prompt (the authors': no)."""
 
     bos: str = "one"
-    """"one": exactly one BOS in front. "tokenizer": whatever the tokenizer adds in front of the rendered text, so a
-    second BOS where the template writes one too (the authors')."""
+    """"one": exactly one BOS in front. "tokenizer": whatever the tokenizer adds to the rendered text, so two BOS if
+    the template writes one too (the authors' convention)."""
 
     eos: str = "append"
-    """"append": exactly one EOS after the text. "replace": the last token is overwritten by EOS (the authors')."""
+    """"append": exactly one EOS after the text. "replace": EOS replaces the last token (the authors' convention)."""
 
     layout: str = "gpm"
-    """Tensors: "gpm" (`score.weight`, `gate.weight`), or "classifier" (the gate's rows below `score.weight`'s)."""
+    """Tensors: "gpm" (`score.weight`, `gate.weight`), or "classifier" (`score.weight` ends with the gate's rows)."""
 
     format_version: int = FORMAT_VERSION
-    """Layout of this dict and of the tensors that belong to it."""
+    """Version of this dict and of the tensors that belong to it."""
 
     def __post_init__(self) -> None:
         if not _is_int(self.dim) or self.dim < 2 or self.dim % 2:
@@ -90,7 +90,7 @@ class GPMConfig:
                 raise ValueError(f"`gpm.{name}` in config.json must be true or false, got {getattr(self, name)!r}")
         if self.scalar_head and (self.dim != 2 or self.gated or self.normalize):
             raise ValueError(
-                f"--gpm.head {self.head} is one number a response: it needs --gpm.dim 2, --gpm.gate none and "
+                f"--gpm.head {self.head} gives one number per response: it needs --gpm.dim 2, --gpm.gate none and "
                 "--gpm.no_normalize"
             )
         if self.max_len is not None and (not _is_int(self.max_len) or self.max_len < 3):
@@ -128,7 +128,7 @@ class GPMConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "GPMConfig":
-        """Read `to_dict`'s form. Raises ValueError for a format or a key that this version does not know."""
+        """The settings in `to_dict`'s form. Raises ValueError for a format or key that this version does not know."""
         if not isinstance(values, Mapping):
             raise ValueError(f"`gpm` in config.json must be an object such as {{'dim': 8}}, got {values!r}")
         version = values.get("format_version", FORMAT_VERSION)
@@ -144,7 +144,7 @@ class GPMConfig:
 
     @classmethod
     def from_pretrained_config(cls, config: Any) -> "GPMConfig":
-        """Read `config.gpm` of a transformers config. Raises ValueError where the model is not a GPM."""
+        """The settings in `config.gpm` of a transformers config. Raises ValueError if the model is not a GPM."""
         values = getattr(config, "gpm", None)
         if values is None:
             kind = (getattr(config, "architectures", None) or ["?"])[0]

@@ -1,4 +1,4 @@
-"""The model card (README.md) of a trained checkpoint: what it is, how to score with it, on what it was trained."""
+"""Writes the model card (README.md) of a trained checkpoint: what it is, how to score with it, how it was trained."""
 
 import os
 import re
@@ -41,19 +41,19 @@ def write_model_card(
     metrics: Mapping[str, Any],
     command: str | None = None,
 ) -> Path:
-    """Write README.md, in the form of the Hugging Face Hub, into a checkpoint's directory -> its path.
+    """Write README.md, in the form of the Hugging Face Hub, into a checkpoint's directory. Returns its path.
 
     Args:
         directory: must exist; a card in it is replaced.
         config: the checkpoint's settings.
-        base_model: name on the Hub, or a directory, of which the card shows the last part.
-        data: names on the Hub, or files and directories, of which the card shows the last part.
-        metrics: values by name, nested at will; without any the section is left out.
-        command: the command line of the training; the values of flags for keys and passwords are masked, and of a
-            path from the root only the last part is shown.
+        base_model: name on the Hub, or a directory; the card shows its last part only.
+        data: names on the Hub, or files and directories; the card shows their last part only.
+        metrics: values by name, possibly nested; the section is left out if there are none.
+        command: the command line of the training; values of flags for keys and passwords are masked, absolute paths
+            are cut to their last part.
 
     Raises:
-        ValueError: there is no such directory.
+        ValueError: the directory does not exist.
     """
     directory = Path(directory).absolute()
     if not directory.is_dir():
@@ -74,7 +74,7 @@ def write_model_card(
         f"```\n{COMMAND}\n```",
         f"```python\n{PYTHON}\n```",
         "## Settings",
-        "They are in `config.json` under `gpm`: no flag repeats them.",
+        "They are stored in `config.json` under `gpm`; scoring needs no flags.",
         _table(("setting", "value"), ((name, f"`{value}`") for name, value in config.to_dict().items())),
     ]
     if metrics:
@@ -90,7 +90,7 @@ def write_model_card(
 
 
 def _public(name: str) -> str:
-    """A name on the Hub as it is; of a path on this machine, only the last part."""
+    """A name on the Hub unchanged; of a local path the last part."""
     path = Path(name)
     return path.absolute().name if path.is_absolute() or path.exists() or name.startswith(("./", "../", "~")) else name
 

@@ -25,16 +25,16 @@ from openrlhf_gpm.samples.formatting import Formatter
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A model on disk whose config.json has been read; what needs to know it is handed this."""
+    """A model whose config.json has been read, once for all that need it."""
 
     path: Path
-    """Its directory; or its name on the Hub, where OpenRLHF starts from it."""
+    """Its directory, or for `open_pretrained` possibly its name on the Hub."""
 
     hf: PretrainedConfig
     """config.json, as transformers reads it."""
 
     adapter_base: Path | None = None
-    """Of a LoRA adapter: the directory or name of its base model."""
+    """Directory or name of the base model, if this is a LoRA adapter."""
 
     @property
     def is_gpm(self) -> bool:
@@ -43,7 +43,7 @@ class Checkpoint:
 
     @cached_property
     def gpm(self) -> GPMConfig:
-        """The settings under `gpm`. Raises ValueError where the model is not a GPM, or they are wrong."""
+        """The settings under `gpm`. Raises ValueError if the model is not a GPM, or if they are wrong."""
         return GPMConfig.from_pretrained_config(self.hf)
 
     @property
@@ -52,7 +52,7 @@ class Checkpoint:
         return int(self.hf.get_text_config().hidden_size)
 
     def tokenizer(self) -> Any:
-        """Its tokenizer. Raises ValueError in one line where there is none that transformers can read."""
+        """Its tokenizer. Raises ValueError if there is none that transformers can read."""
         try:
             return AutoTokenizer.from_pretrained(str(self.path))
         except Exception as error:  # transformers and tokenizers raise many kinds for a damaged file, even a bare one
@@ -64,7 +64,7 @@ class Checkpoint:
         return Formatter.from_config(self.tokenizer(), self.gpm)
 
     def forest_obstacle(self, attn_implementation: str, max_len: int | None) -> str | None:
-        """Why OpenRLHF cannot encode a group as a forest (`samples/forest.py`) with this trunk; None where it can.
+        """Why OpenRLHF cannot encode a group as a forest (`samples/forest.py`) with this trunk; None if it can.
 
         attn_implementation: --ds.attn_implementation. max_len: of a sample, in tokens; None: any length.
         """
@@ -78,9 +78,9 @@ class Checkpoint:
 
 
 def open_checkpoint(path: Checkpoint | str | os.PathLike[str]) -> Checkpoint:
-    """Open a checkpoint's directory; what is open already is returned as it is.
+    """Open a checkpoint's directory. An open checkpoint is returned as it is.
 
-    Raises ValueError where there is no such directory, or no config.json in it that transformers can read.
+    Raises ValueError if there is no such directory, or no config.json in it that transformers can read.
     """
     if isinstance(path, Checkpoint):
         return path
@@ -196,7 +196,7 @@ def load_gpm(
 def save_gpm(model: PreTrainedModel, tokenizer: Any, path: str | os.PathLike[str]) -> None:
     """Write model, config and tokenizer to `path`, which appears (or is replaced) only when it is complete.
 
-    A PEFT model is written as an adapter. Raises ValueError when `path` holds something other than a checkpoint.
+    A PEFT model is written as an adapter. Raises ValueError if `path` holds something other than a checkpoint.
     """
     path = Path(path).absolute()
     if path.exists() and not path.is_dir():
@@ -212,7 +212,7 @@ def save_gpm(model: PreTrainedModel, tokenizer: Any, path: str | os.PathLike[str
 
 
 def _adapter_base(path: Path) -> Path | None:
-    """The base model of a LoRA adapter's directory; None where the directory holds a whole model."""
+    """The base model of a LoRA adapter's directory; None if the directory holds a whole model."""
     file = path / "adapter_config.json"
     if not file.exists() or (path / "model.safetensors").exists():
         return None
@@ -233,6 +233,6 @@ def _merge_adapter(model: PreTrainedModel, path: Path) -> PreTrainedModel:
 
 
 def _fill_pad_token(config: PretrainedConfig, tokenizer: Any) -> None:
-    """Plain `*ForSequenceClassification` classes need it to find a sample's last token in a batch."""
+    """Set pad_token_id: plain `*ForSequenceClassification` classes need it to find a sample's last token."""
     if config.get_text_config().pad_token_id is None and tokenizer.pad_token_id is not None:
         config.get_text_config().pad_token_id = tokenizer.pad_token_id

@@ -1,13 +1,13 @@
-"""From one checkpoint layout to another: the GPM authors', Bradley-Terry, ours, and a plain classifier.
+"""Converts checkpoints between layouts: the GPM authors', Bradley-Terry, ours, and a plain classifier.
 
 Notation: H hidden size, 2k embedding dim, k planes.
 
-    authors      causal LM, `value_head.weight` [2k, H], `prompt_head.weight` [k, H] where gated; config.json is silent
+    authors      causal LM, `value_head.weight` [2k, H], `prompt_head.weight` [k, H] if gated; config.json: no settings
     bt           a trunk and a head of one row: OpenRLHF's RewardModel, or a *ForSequenceClassification with one label
-    gpm          `score.weight` [2k, H] (one row where the head is scalar), `gate.weight` [k, H]; `gpm` in config.json
+    gpm          `score.weight` [2k, H] (one row if the head is scalar), `gate.weight` [k, H]; `gpm` in config.json
     classifier   *ForSequenceClassification: `score.weight` [2k, H], or [3k, H] with the gate's rows last
 
-Weights are only moved, never changed. config.json is edited as JSON, so that keys we do not know survive.
+Weights are moved, never changed. config.json is edited as JSON, so keys that we do not know survive.
 """
 
 import json
@@ -35,7 +35,7 @@ from openrlhf_gpm.models.gpm import gpm_class
 SOURCES = ("authors", "bt", "gpm", "classifier")
 TARGETS = ("gpm", "classifier")
 
-RECORD = "gpm_export"  # the key in config.json under which a classifier remembers how to become the same GPM again
+RECORD = "gpm_export"  # key in config.json that says how to turn the classifier back into the same GPM
 WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".gguf", ".onnx"}
 
 logger = logging.getLogger(__name__)
@@ -60,7 +60,7 @@ def convert(
         tau: temperature; for "authors" (default: the table's, for the models it knows) and "bt" (default: 1, or the
             std by which the model divides its rewards).
         normalize: whether embeddings have length 1; for "authors" only.
-        log: gets one line for each thing that was decided.
+        log: called with one line per decision.
         progress: wraps the list of tensor files.
 
     Returns:
@@ -68,7 +68,7 @@ def convert(
 
     Raises:
         ValueError: the source is not what `from_` says, incomplete or damaged, a setting is missing or does not apply,
-            or the target is not empty; the text says what to do. `target` appears only when it is complete.
+            or the target is not empty. `target` appears only when it is complete.
     """
     source, target = Path(source), Path(target).absolute()
     _check_arguments(source, target, from_, to, tau, normalize)
@@ -153,7 +153,7 @@ def _from_classifier(draft: Draft) -> None:
 
 
 def _undo(draft: Draft, gpm: GPMConfig, record: dict[str, Any]) -> None:
-    """Put back what `_to_classifier` took away; without a record, the gate goes to the file of the head."""
+    """Restore what `_to_classifier` changed; without a record, the gate goes to the file of the head."""
     for key, value in record.get("replaced", {}).items():
         draft.config[key] = value
     for key in record.get("added", []):
@@ -176,9 +176,6 @@ def _check_gpm(draft: Draft) -> None:
     check_trunk(draft)
 
 
-# Out of it
-
-
 def _to_classifier(draft: Draft) -> None:
     gpm, plan = draft.gpm, draft.plan
     record: dict[str, Any] = {}
@@ -187,14 +184,14 @@ def _to_classifier(draft: Draft) -> None:
         record["gate_file"] = plan["gate.weight"].file
         stack(plan, "score.weight", "gate.weight")
     for name in [name for name in plan if name.startswith("temperature.")]:
-        # vLLM refuses tensors that it does not know; config.gpm has the tau that this one makes.
+        # vLLM refuses unknown tensors; config.gpm holds the resulting tau.
         value = read_place(draft.source, plan.pop(name))
         stored = {"dtype": str(value.dtype).removeprefix("torch."), "shape": list(value.shape)}
         record.setdefault("tensors", {})[name] = stored | {"values": value.flatten().tolist()}
 
     new = {
         "architectures": [gpm_class(draft.hf).__name__],
-        "problem_type": "regression",  # vLLM then gives the numbers as they are
+        "problem_type": "regression",  # vLLM then returns the raw numbers
         "pad_token_id": _pad_token_id(draft),
         **label_keys(_classifier_rows(gpm)),
     }
@@ -212,7 +209,7 @@ def _to_classifier(draft: Draft) -> None:
 
 
 def _check_classifier(draft: Draft) -> None:
-    """Raise ValueError unless transformers' own classifier of this family has one head, `score`, without bias."""
+    """Raise ValueError unless transformers' classifier of this family has a single head `score` without bias."""
     model_class = AutoModelForSequenceClassification._model_mapping.get(type(draft.hf), None)
     rows = _classifier_rows(draft.gpm)
     names: set[str] = set()
@@ -230,7 +227,7 @@ def _check_classifier(draft: Draft) -> None:
 
 
 def _pad_token_id(draft: Draft) -> int:
-    """A padding id that is not the EOS: transformers' classifiers read the last token that is not padding."""
+    """A padding id other than the EOS: transformers' classifiers read the last token that is not padding."""
     text = draft.hf.get_text_config()
     tokenizer = draft.tokenizer
     wished = text.pad_token_id if text.pad_token_id is not None else tokenizer.pad_token_id
@@ -251,8 +248,8 @@ def _check_same_dtype(draft: Draft) -> None:
         with safe_open(draft.source / part.file, framework="pt") as tensors:
             dtypes[name] = tensors.get_slice(part.tensor).get_dtype()
     if len(set(dtypes.values())) > 1:
-        told = ", ".join(f"{name} is {dtype}" for name, dtype in dtypes.items())
-        raise ValueError(f"{draft.source}: {told}: save both with one dtype to put them into one tensor")
+        found = ", ".join(f"{name} is {dtype}" for name, dtype in dtypes.items())
+        raise ValueError(f"{draft.source}: {found}: save both with one dtype to put them into one tensor")
 
 
 def _classifier_rows(gpm: GPMConfig) -> int:

@@ -1,4 +1,4 @@
-"""A checkpoint on its way into another layout: what its config.json and its tensor files will be."""
+"""A checkpoint that is being converted: what its config.json and its tensor files will be."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,7 +17,7 @@ from openrlhf_gpm.models.gpm import gpm_class
 
 @dataclass
 class Draft:
-    """A checkpoint on its way: what config.json and the tensor files will be."""
+    """A checkpoint that is being converted; the conversion edits it, then it is written."""
 
     source: Path
     hf: PretrainedConfig
@@ -48,7 +48,7 @@ def read_draft(checkpoint: Checkpoint) -> Draft:
 
 
 def label_keys(rows: int) -> dict[str, Any]:
-    """How config.json says num_labels, as transformers writes it."""
+    """The keys by which config.json states num_labels, as transformers writes them."""
     labels = {str(i): f"LABEL_{i}" for i in range(rows)}
     return {"id2label": labels, "label2id": {label: int(i) for i, label in sorted(labels.items(), key=lambda x: x[1])}}
 
@@ -58,14 +58,14 @@ def check_shapes(draft: Draft, wanted: Mapping[str, tuple[int, ...]]) -> None:
     for name, shape in wanted.items():
         found = draft.shapes.get(name)
         if found != shape:
-            told = "missing" if found is None else str(list(found))
+            state = "missing" if found is None else str(list(found))
             raise ValueError(
-                f"{draft.source}: the tensor {name} is {told}, but should be {list(shape)}: copy it again"
+                f"{draft.source}: the tensor {name} is {state}, but should be {list(shape)}: copy it again"
             )
 
 
 def check_trunk(draft: Draft) -> None:
-    """Raise ValueError unless there are tensors of the family's trunk."""
+    """Raise ValueError unless the checkpoint has tensors of its family's trunk."""
     model_class: Any = gpm_class(draft.hf)
     prefix = model_class.base_model_prefix
     if not any(name.startswith(f"{prefix}.") for name in draft.shapes):

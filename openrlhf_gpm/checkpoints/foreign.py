@@ -1,4 +1,4 @@
-"""Checkpoints of others become GPMs: the GPM authors' layout, and Bradley-Terry reward models.
+"""Turns checkpoints of others into GPMs: the GPM authors' layout, and Bradley-Terry reward models.
 
 Notation: H hidden size, 2k embedding dim, k planes.
 """
@@ -10,7 +10,7 @@ from openrlhf_gpm.checkpoints.shards import rename
 from openrlhf_gpm.config import GPMConfig
 from openrlhf_gpm.models.gpm import OUTPUT_LAYERS, gpm_class
 
-# Their config.json has no field for it. tau 0.1: table 12 of the paper; L2: A.2; both as in the authors' own scripts.
+# Their config.json has no fields for these. tau 0.1: table 12 of the paper; L2: A.2; both as in the authors' scripts.
 AUTHORS = ("GPM-Gemma-2B", "GPM-Gemma-2-2B", "GPM-Gemma-2-9B", "GPM-Llama-3.1-8B", "GPM-Llama-3.1-8B-Instruct")
 AUTHORS_TAU, AUTHORS_NORMALIZE = 0.1, True
 
@@ -18,7 +18,7 @@ AUTHORS_TAU, AUTHORS_NORMALIZE = 0.1, True
 def from_authors(draft: Draft, tau: float | None, normalize: bool | None) -> None:
     """Turn a draft in the authors' layout into a GPM that scores by their conventions.
 
-    Raises ValueError where the tensors are not theirs, or the table does not know tau or L2 and no argument gives it.
+    Raises ValueError if the tensors are not theirs, or if tau or L2 is neither given nor known for this model.
     """
     path, shapes = draft.source, draft.shapes
     _refuse_gpm(draft)
@@ -65,7 +65,7 @@ def from_authors(draft: Draft, tau: float | None, normalize: bool | None) -> Non
 
 
 def _authors_settings(draft: Draft, tau: float | None, normalize: bool | None) -> tuple[float, bool]:
-    """tau and L2 from the flags, or from the table. Raises ValueError that names the flags which are missing."""
+    """tau and L2 from the flags, or those of a known model. Raises ValueError that names the missing flags."""
     parts = draft.source.absolute().parts
     # A folder with the model's name, or the Hub cache's models--OWNER--NAME/snapshots/REVISION.
     name = parts[-3].rsplit("--", 1)[-1] if len(parts) > 2 and parts[-2] == "snapshots" else parts[-1]
@@ -73,8 +73,8 @@ def _authors_settings(draft: Draft, tau: float | None, normalize: bool | None) -
     missing += [] if normalize is not None else ["--normalize (embeddings of length 1, the paper's) or --no-normalize"]
     if missing and name not in AUTHORS:
         raise ValueError(
-            f"{draft.source}: the tensors do not say it and {name!r} is none of the models whose settings are known "
-            f"({', '.join(AUTHORS)}): give {' and '.join(missing)}"
+            f"{draft.source}: tau and normalize are not stored, and {name!r} is not one of the models with known "
+            f"settings ({', '.join(AUTHORS)}): give {' and '.join(missing)}"
         )
     origin = f"from the paper's settings of {name}"
     draft.notes.append(f"tau {AUTHORS_TAU if tau is None else tau}: {origin if tau is None else 'as given'}")
@@ -86,7 +86,7 @@ def _authors_settings(draft: Draft, tau: float | None, normalize: bool | None) -
 def from_bt(draft: Draft, tau: float | None) -> None:
     """Turn a Bradley-Terry draft into a GPM with embeddings [r, 1], whose scores are its differences of rewards.
 
-    Raises ValueError where there is no head of one row.
+    Raises ValueError if there is no head of one row.
     """
     path, config = draft.source, draft.config
     _refuse_gpm(draft)
@@ -123,7 +123,7 @@ def from_bt(draft: Draft, tau: float | None) -> None:
 
 
 def _become_gpm(draft: Draft, gpm: GPMConfig) -> None:
-    """What every layout of others has to lose and to gain."""
+    """Drop the output layer and write our settings, whatever the layout was."""
     for name in [name for name in draft.plan if any(re.match(pattern, name) for pattern in OUTPUT_LAYERS)]:
         del draft.plan[name]
     draft.config["architectures"] = [gpm_class(draft.hf).__name__]

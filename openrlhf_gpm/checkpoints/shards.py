@@ -1,7 +1,7 @@
-"""Rewriting a checkpoint's safetensors one file at a time: no model is built, and no more than one file is in memory.
+"""Rewrites a checkpoint's safetensors one file at a time: no model is built, at most one file is in memory.
 
-A `Plan` says for every tensor of the new checkpoint which file it goes to, and which rows of which old tensors make
-it. A conversion changes the plan, which is only names; then `write_shards` does the work.
+A `Plan` says for every tensor of the new checkpoint which file it goes to, and which rows of which old tensors it is
+made of. A conversion edits the plan, which holds names only; then `write_shards` does the work.
 """
 
 import json
@@ -22,7 +22,7 @@ from openrlhf_gpm.files import read_object
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows start..stop (the last is not included; None: to the end) of a tensor in a file of the old checkpoint."""
+    """Rows start to stop (not included; None: to the end) of a tensor in a file of the old checkpoint."""
 
     file: str
     tensor: str
@@ -32,7 +32,7 @@ class Rows:
 
 @dataclass(frozen=True, eq=False)
 class Place:
-    """Which file a new tensor goes to, and what it is: rows one below the other, or else `value`."""
+    """Which file a new tensor goes to, and what it holds: rows of old tensors stacked, or else `value`."""
 
     file: str
     parts: tuple[Rows, ...] = ()
@@ -46,7 +46,7 @@ Progress = Callable[[list[str]], Iterable[str]]
 def read_plan(path: Path) -> tuple[Plan, Shapes]:
     """The plan that changes nothing, and every tensor's shape.
 
-    Raises ValueError where a file is missing or damaged, or is not what the index says.
+    Raises ValueError if a file is missing or damaged, or is not what the index says.
     """
     plan: Plan = {}
     shapes: Shapes = {}
@@ -66,12 +66,12 @@ def read_plan(path: Path) -> tuple[Plan, Shapes]:
 
 
 def rename(plan: Plan, old: str, new: str) -> None:
-    """Call the tensor `old` `new`."""
+    """Rename a tensor."""
     plan[new] = plan.pop(old)
 
 
 def stack(plan: Plan, top: str, bottom: str) -> None:
-    """Put the rows of `bottom` below those of `top`, in the file of `top`; `bottom` is gone."""
+    """Append the rows of `bottom` to `top`, in the file of `top`; `bottom` is removed."""
     plan[top] = Place(plan[top].file, plan[top].parts + plan.pop(bottom).parts)
 
 
@@ -118,7 +118,7 @@ def write_shards(source: Path, target: Path, plan: Plan, progress: Progress = it
 
 
 def _metadata(file: Path) -> dict[str, str]:
-    """What a file says about itself; transformers reads nothing without "format"."""
+    """A file's metadata; transformers does not read a file without "format"."""
     if not file.exists():
         return {"format": "pt"}
     with safe_open(file, framework="pt") as tensors:
@@ -126,7 +126,7 @@ def _metadata(file: Path) -> dict[str, str]:
 
 
 def _totals(files: list[Path]) -> dict[str, int]:
-    """Bytes and numbers in all tensors of some files, under the names that an index uses."""
+    """Bytes and numbers in all tensors of the files, under the names that an index uses."""
     totals = {"total_size": 0, "total_parameters": 0}
     for file in files:
         with open(file, "rb") as stream:

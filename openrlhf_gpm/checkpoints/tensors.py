@@ -1,4 +1,4 @@
-"""What tensors a checkpoint holds, from the headers of its safetensors files: no weight is read."""
+"""Names and shapes of a checkpoint's tensors, from the headers of its safetensors files: no weight is read."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ MISSING = "give the directory of a GPM checkpoint"
 
 
 def tensor_files(path: Path) -> list[Path]:
-    """A directory's safetensors files, those of its index where it has one. Raises ValueError where there are none."""
+    """A directory's safetensors files, those of its index if it has one. Raises ValueError if there are none."""
     if (path / INDEX).exists():
         weight_map = read_object(path / INDEX, MISSING).get("weight_map")
         if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
@@ -40,7 +40,7 @@ def tensor_shapes(path: Path) -> Shapes:
 
 
 def tensor_header(file: Path) -> Shapes:
-    """Name and shape of every tensor in one safetensors file. Raises ValueError when it is missing or cut short."""
+    """Name and shape of every tensor in one safetensors file. Raises ValueError if it is missing or cut short."""
     try:
         with safe_open(file, framework="pt") as tensors:
             return {key: tuple(tensors.get_slice(key).get_shape()) for key in tensors.keys()}  # noqa: SIM118
@@ -49,7 +49,7 @@ def tensor_header(file: Path) -> Shapes:
 
 
 def adapter_shapes(path: Path) -> Shapes:
-    """Name (as in the merged model) and shape of the whole modules that an adapter carries."""
+    """Name (as in the merged model) and shape of every tensor that an adapter stores whole."""
     if (path / "adapter_model.safetensors").exists():
         shapes = tensor_header(path / "adapter_model.safetensors")
     elif (path / "adapter_model.bin").exists():  # OpenRLHF writes this one under ZeRO-3

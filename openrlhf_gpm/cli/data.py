@@ -4,12 +4,20 @@ import argparse
 import textwrap
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from openrlhf_gpm.data import BadRows, PreferenceGroup
+from typing import Any
 
 from openrlhf_gpm.cli.data_help import CHECK, CYCLE, CYCLIC, EXAMPLES, MERGE, SPLIT
+from openrlhf_gpm.data.bad_rows import BadRows
+from openrlhf_gpm.data.cyclic import ULTRAFEEDBACK, cycle_comparisons, cyclic_sets, omissions, synthetic_cycle
+from openrlhf_gpm.data.grouping import as_pairs, merge_prompts, split_by_prompt
+from openrlhf_gpm.data.groups import form_title, normalise_group
+from openrlhf_gpm.data.prompts import prompt_key
+from openrlhf_gpm.data.ratings import normalise_rated
+from openrlhf_gpm.data.reading import preference_reader, read_with
+from openrlhf_gpm.data.records import PairKeys, PreferenceGroup
+from openrlhf_gpm.data.survey import Survey
+from openrlhf_gpm.data.writing import write_groups, write_lines
+from openrlhf_gpm.files import replacing
 
 BAD_ROWS = "refuse: stop at the first bad row (default); skip: leave bad rows out and report them"
 SHOWN_BAD = 20  # bad rows that `check` lists per file
@@ -90,8 +98,6 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> int:
-    from openrlhf_gpm.data import BadRows, PairKeys, Survey, form_title, preference_reader, read_with
-
     keys = PairKeys(args.prompt_key, args.chosen_key, args.rejected_key)
     normalise = preference_reader(keys, args.max_chars)
     bad, seen = 0, list[tuple[str, set[str]]]()
@@ -111,7 +117,7 @@ def _check(args: argparse.Namespace) -> int:
     return 1 if bad else 0
 
 
-def _print_bad(report: "BadRows") -> None:
+def _print_bad(report: BadRows) -> None:
     for where, _, reason in report.found[:SHOWN_BAD]:
         print(f"    {where}: {textwrap.shorten(reason, 160)}")
     if report.count > SHOWN_BAD:
@@ -121,10 +127,6 @@ def _print_bad(report: "BadRows") -> None:
 
 
 def _split(args: argparse.Namespace) -> int:
-    from openrlhf_gpm.data import split_by_prompt, write_lines
-    from openrlhf_gpm.data.prompts import prompt_key
-    from openrlhf_gpm.files import replacing
-
     _check_outputs(args.files, {"--train": args.train, "--held_out": args.held_out})
     if not 0 < args.fraction < 1:
         raise ValueError(f"--fraction must be above 0 and below 1, got {args.fraction}")
@@ -140,8 +142,6 @@ def _split(args: argparse.Namespace) -> int:
 
 
 def _merge(args: argparse.Namespace) -> int:
-    from openrlhf_gpm.data import merge_prompts, write_groups
-
     _check_outputs(args.files, {"--output": args.output})
     groups = list(_read(args))
     merged = merge_prompts(groups)
@@ -154,9 +154,6 @@ def _merge(args: argparse.Namespace) -> int:
 
 
 def _cyclic(args: argparse.Namespace) -> int:
-    from openrlhf_gpm.data import ULTRAFEEDBACK, cyclic_sets, normalise_rated, omissions, write_lines
-    from openrlhf_gpm.files import replacing
-
     attributes = args.attributes or ULTRAFEEDBACK
     sets = omissions(attributes)
     if wrong := next((name for name in sets if not name.replace("-", "_").isidentifier()), None):
@@ -182,8 +179,6 @@ def _cyclic(args: argparse.Namespace) -> int:
 
 
 def _cycle(args: argparse.Namespace) -> int:
-    from openrlhf_gpm.data import cycle_comparisons, normalise_group, synthetic_cycle, write_groups
-
     _check_outputs(args.files, {"--output": args.output})
     cycle_comparisons(args.length, args.full)  # checks the length before anything is read
     subset = f"cycle{args.length}{'_full' * args.full}{'_random_direction' * args.random_direction}"
@@ -196,8 +191,6 @@ def _cycle(args: argparse.Namespace) -> int:
 
 def _read(args: argparse.Namespace, normalise: Any = None) -> Iterator[Any]:
     """Yield what the files hold, with a progress bar; then print what was skipped. Raises if every row is bad."""
-    from openrlhf_gpm.data import BadRows, PairKeys, preference_reader, read_with
-
     if normalise is None:
         keys = PairKeys(args.prompt_key, args.chosen_key, args.rejected_key)
         normalise = preference_reader(keys, args.max_chars)
@@ -211,9 +204,7 @@ def _read(args: argparse.Namespace, normalise: Any = None) -> Iterator[Any]:
         raise ValueError(f"{', '.join(map(str, args.files))}: every row is bad; see `openrlhf-gpm data check`")
 
 
-def _paired(groups: Iterable["PreferenceGroup"], args: argparse.Namespace) -> Iterable["PreferenceGroup"]:
-    from openrlhf_gpm.data import as_pairs
-
+def _paired(groups: Iterable[PreferenceGroup], args: argparse.Namespace) -> Iterable[PreferenceGroup]:
     return (pair for group in groups for pair in as_pairs(group)) if args.pairs else groups
 
 

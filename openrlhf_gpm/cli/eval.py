@@ -1,4 +1,4 @@
-"""`openrlhf-gpm eval`: how good a preference model is on pairs, RewardBench, cycles and groups."""
+"""`openrlhf-gpm eval`: measure preference models on pairs, RewardBench, cycles and groups."""
 
 import argparse
 import importlib.util
@@ -20,21 +20,21 @@ example:
   $ openrlhf-gpm eval --model ckpt/gpm --data pairs.jsonl --output results
   $ openrlhf-gpm eval --model ckpt/gpm ckpt/bt length --data pairs.jsonl allenai/reward-bench --output results
 
-data: JSONL, JSON, CSV or parquet, or the name of a dataset; one row is a pair (prompt, chosen, rejected, in any form
-that training takes), a group with scores or ranks, a group of responses to look at without labels, or RewardBench's
-(allenai/reward-bench) and RewardBench 2's (allenai/reward-bench-2).
+data: JSONL, JSON, CSV or parquet, or the name of a dataset. A row is a pair (prompt, chosen, rejected, in any form
+that training takes), a group with scores or ranks, a group without labels, or a row of RewardBench
+(allenai/reward-bench) or RewardBench 2 (allenai/reward-bench-2).
 
-models: GPM checkpoints; `length` is the built-in baseline that prefers the longer response, which is shown beside
-every model anyway (./length is a directory of that name).
+models: GPM checkpoints, or `length`, the built-in baseline that prefers the longer response. Every report shows the
+baseline. (./length is a directory of that name.)
 
 in OUTPUT:
-  metrics.json          accuracy, nll, brier, ece, ci95, by_subset; rewardbench, rewardbench2, cyclic, groups, where
-                        the data has them. With several models: OUTPUT/MODEL/metrics.json and OUTPUT/comparison.json
+  metrics.json          accuracy, nll, brier, ece, ci95, by_subset; rewardbench, rewardbench2, cyclic, groups, if the
+                        data has them. With several models: OUTPUT/MODEL/metrics.json and OUTPUT/comparison.json
   report.md, *.png      the same as tables and plots, models side by side
-  scores/*.jsonl        the scores of every group (with several models in OUTPUT/MODEL); the same command, after it was
-                        stopped or with another --bins, continues from them
+  scores/*.jsonl        the scores of every group (with several models in OUTPUT/MODEL); a stopped command continues
+                        from them, and another --bins scores nothing again
 
-A tie (score 0) and a score that is not finite are wrong, and counted. A label of 1/2 is left out of accuracy.
+A tie (score 0) and a score that is not finite count as wrong, and are reported. Accuracy leaves out labels of 1/2.
 """
 
 
@@ -50,28 +50,33 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     add = parser.add_argument
     add("--model", required=True, nargs="+", metavar="DIR", help="GPM checkpoints, or `length`")
     add("--data", required=True, nargs="+", metavar="FILE_OR_NAME", help="preference data")
-    add("--output", required=True, type=Path, metavar="DIR", help="created; metrics in it are replaced")
+    add("--output", required=True, type=Path, metavar="DIR", help="folder for the results; metrics in it are replaced")
     add("--prompt_key", help="column of the prompt (default: found by its name)")
     add("--chosen_key", default="chosen", help="column of the preferred response (default: chosen)")
-    add("--rejected_key", default="rejected", help="column of the other (default: rejected)")
+    add("--rejected_key", default="rejected", help="column of the other response (default: rejected)")
     add(
         "--group",
         choices=["auto", "rows"],
         default="auto",
-        help="auto: score all rows of a prompt as one group, each response once; rows: every row by itself",
+        help="auto: score all rows of a prompt as one group, each response once (default); rows: each row by itself",
     )
-    add("--bad_rows", choices=["refuse", "skip"], default="refuse", help="stop at a bad row, or count and go on")
+    add(
+        "--bad_rows",
+        choices=["refuse", "skip"],
+        default="refuse",
+        help="refuse: stop at the first (default); skip: leave out and report",
+    )
     add("--max_rows", type=int, metavar="N", help="evaluate the first N good rows of each file")
     add("--bins", type=int, default=10, help="bins of the calibration error over [1/2, 1] (default: 10)")
-    add("--bootstrap", type=int, default=1000, metavar="N", help="samples of prompts behind the intervals (1000)")
-    add("--seed", type=int, default=0, help="of the bootstrap (default: 0)")
+    add("--bootstrap", type=int, default=1000, metavar="N", help="samples behind the intervals (default: 1000)")
+    add("--seed", type=int, default=0, help="seed of the bootstrap (default: 0)")
     add(
         "--group_score",
         choices=["mean_score", "win_rate"],
         default="mean_score",
-        help="RewardBench 2: what ranks a response in its group",
+        help="RewardBench 2: the number that ranks the responses of a group (default: mean_score)",
     )
-    add("--no_plots", action="store_true", help="write no PNG (matplotlib is not needed then)")
+    add("--no_plots", action="store_true", help="write no plots; matplotlib is not needed then")
     add_scorer_flags(parser)
 
 
@@ -120,7 +125,7 @@ def _read(source: str, name: str, args: argparse.Namespace, formatters: dict[str
 
 
 class _Scorer:
-    """Scores one dataset with one model, with a progress bar; a model is loaded when there is something to score."""
+    """Scores one dataset with one model, with a progress bar; loads a model only if there is something to score."""
 
     def __init__(self, args: argparse.Namespace, sources: dict[str, str], options: dict[str, Any]) -> None:
         self.args = args
@@ -149,7 +154,7 @@ class _Scorer:
         from openrlhf_gpm.evaluation.judges import LENGTH, open_model
 
         if self.model is None or self.model.name != name:
-            self.model = None  # let go of the last model before the next is loaded
+            self.model = None  # free the last model before the next is loaded
             self.model = open_model(source, name, **({} if source == LENGTH else self.options))
         return self.model
 

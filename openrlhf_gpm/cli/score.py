@@ -38,7 +38,7 @@ The output file appears when it is complete. Until then finished groups are in O
 the same input, model, dtype and backend, continues from there (OUTPUT.partial.json remembers which).
 """
 
-MAX_SHARD = 64  # groups that a worker takes at a time; enough for batches of like length
+MAX_SHARD = 64  # groups that a worker takes at a time; enough for batches of similar length
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -55,7 +55,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.add_argument("--output", required=True, type=Path, metavar="OUT.jsonl", help="replaced when it exists")
     add_scorer_flags(parser)
     parser.add_argument(
-        "--workers", type=int, default=1, metavar="N", help="processes, each with a model and a GPU of its own"
+        "--workers", type=int, default=1, metavar="N", help="processes, each with its own model and GPU (default: 1)"
     )
 
 
@@ -104,13 +104,13 @@ def to_line(result: dict[str, Any]) -> str:
 
 
 def check_paths(source: Path, output: Path) -> None:
-    """Raise ValueError when the input is no file or the output cannot become one."""
+    """Raise ValueError if the input is not a file or the output cannot become one."""
     if not source.is_file():
         raise ValueError(f"--input {source} is not a file: give a JSONL file of groups")
     if output.is_dir():
         raise ValueError(f"--output {output} is a directory: give a file name")
     if output.exists() and not output.is_file():
-        raise ValueError(f"--output {output} is no regular file, and would be replaced by one: give a file name")
+        raise ValueError(f"--output {output} is not a regular file, and would be replaced by one: give a file name")
     if not output.absolute().parent.is_dir():
         raise ValueError(f"--output {output}: the directory {output.parent} does not exist, create it first")
     if output.exists() and output.samefile(source):
@@ -118,7 +118,7 @@ def check_paths(source: Path, output: Path) -> None:
 
 
 def check_groups(source: Path, checkpoint: "Checkpoint") -> int:
-    """Read and encode everything before the model is loaded -> number of groups. Raises ValueError with file:line."""
+    """Encode everything before the model is loaded. Returns the number of groups; raises ValueError with file:line."""
     from openrlhf_gpm.data import read_groups
     from openrlhf_gpm.scoring.scorer import sample_texts
 
@@ -138,7 +138,7 @@ def check_groups(source: Path, checkpoint: "Checkpoint") -> int:
 
 
 def score_file(source: Path, output: Path, model: Path, dtype: str | None, device: str, backend: str) -> "ScoreFile":
-    """The output, and what must be the same for a partial output to be continued."""
+    """The output file; its key is what must be the same for a partial output to be continued."""
     from openrlhf_gpm.scoring.store import ScoreFile, file_key, model_key
 
     key = {

@@ -1,4 +1,4 @@
-"""Scoring in several processes, each with a model of its own; the results keep the order of the groups."""
+"""Scores in several processes, each with its own model; the results keep the order of the groups."""
 
 import multiprocessing
 import os
@@ -11,13 +11,13 @@ from itertools import islice
 from typing import Any
 
 AHEAD = 2
-"""Shards that wait for each worker: it never idles, and the driver never holds the whole file."""
+"""Shards queued per worker: enough that it never idles, few enough that the driver does not hold the whole file."""
 
 
 def worker_devices(device: str | None, workers: int, gpus: int) -> list[str]:
-    """The device of each worker: its own GPU, or the CPU that all share.
+    """The device of each worker: its own GPU, or the CPU, which all share.
 
-    gpus: how many the machine has. Raises ValueError where workers and GPUs do not fit.
+    gpus: how many the machine has. Raises ValueError if they do not suffice.
     """
     if workers < 1:
         raise ValueError(f"--workers must be >= 1, got {workers}")
@@ -27,7 +27,7 @@ def worker_devices(device: str | None, workers: int, gpus: int) -> list[str]:
     if device != "cuda":
         raise ValueError(f"--device {device} is one GPU for {workers} workers: use --device cuda, or --workers 1")
     if workers > gpus:
-        raise ValueError(f"--workers {workers}: there are {gpus} GPUs and a worker needs one to itself, use fewer")
+        raise ValueError(f"--workers {workers}: there are {gpus} GPUs and each worker needs its own: use fewer")
     return [f"cuda:{i}" for i in range(workers)]
 
 
@@ -39,21 +39,20 @@ def score_in_processes(
     shard: int,
     first_index: int = 0,
 ) -> Iterator[str]:
-    """Lines of the groups' results, in order; one process a device.
+    """Yields the lines of the groups' results, in order; one process per device.
 
     Args:
         load: makes a `GPM`, with the argument `device`, in each process.
-        to_line: what is written of a result.
+        to_line: turns a result into its line.
         groups: as `GPM.score_groups` takes them, read a few shards ahead.
         shard: groups that a process takes at a time.
         first_index: of the first group.
 
     Raises:
-        ValueError: a process ended without a word. What one raised is raised here; the others are stopped.
+        ValueError: a process died. An exception in a process is raised here, and the others are stopped.
     """
-    context = multiprocessing.get_context(
-        "spawn"
-    )  # CUDA, and the threads of torch and tokenizers, do not survive a fork
+    # CUDA, and the threads of torch and tokenizers, do not survive a fork.
+    context = multiprocessing.get_context("spawn")
     places = context.SimpleQueue()
     for device in devices:
         places.put(device)
@@ -72,8 +71,8 @@ def score_in_processes(
                 yield from waiting.popleft().result()
         except BrokenProcessPool:
             raise ValueError(
-                "a worker process ended without a word, which mostly means that memory ran out: use fewer --workers "
-                "or a smaller --batch_tokens; the same --output continues"
+                "a worker process died (usually out of memory): use fewer --workers or a smaller --batch_tokens; the "
+                "same command continues"
             ) from None
         finally:
             pool.shutdown(cancel_futures=True)
@@ -87,18 +86,18 @@ _gpm: Any = None
 
 def _start(load: Callable[..., Any], to_line: Callable[[dict[str, Any]], str], places: Any, workers: int) -> None:
     global _setup
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C reaches every process; only the driver has something to say
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C reaches every process; only the driver reports
     _setup = load, to_line, places.get(), workers
 
 
 def _score(groups: list[Any], first_index: int) -> list[str]:
-    """The model is loaded here, with the first shard, because what `_start` raises does not reach the driver."""
+    """Score a shard. Loads the model with the first one: what `_start` raises would not reach the driver."""
     global _gpm
     load, to_line, device, workers = _setup
     if _gpm is None:
         import torch
 
-        if device == "cpu":  # its cores are shared out
+        if device == "cpu":  # the workers share its cores
             torch.set_num_threads(max(1, min(torch.get_num_threads(), len(os.sched_getaffinity(0)) // workers)))
         _gpm = load(device=device)
     return [to_line(result) for result in _gpm.score_groups(groups, first_index)]

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from openrlhf_gpm import core
+from openrlhf_gpm.core.quantiles import LEVELS
 
 SELECTORS = ("mean score", "Borda", "Copeland", "von Neumann")
-QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 SHARE_TOLERANCE = 1e-3  # the von Neumann winner is computed iteratively; equal shares differ by less
 TOLERANCE = 1e-5  # rounding of fp32 sums, relative to the largest value of the group
 
@@ -47,8 +47,8 @@ def group_metrics(scores: Sequence[NDArray[Any]]) -> dict[str, Any] | None:
         best = best_responses(stacked)  # (S, G, K)
         agreement += selector_agreement(best).sum(-1).numpy()
         single += (best.sum(-1) == 1).sum(-1).numpy()
-    levels = np.quantile(shares, QUANTILES)
-    quantiles = {f"q{round(100 * q):02d}": float(v) for q, v in zip(QUANTILES, levels, strict=True)}
+    levels = np.quantile(shares, LEVELS)
+    quantiles = {f"q{round(100 * q):02d}": float(v) for q, v in zip(LEVELS, levels, strict=True)}
     return {
         "groups": len(large),
         "smaller": len(finite) - len(large),

@@ -20,12 +20,12 @@ from openrlhf_gpm.models.inputs import forest_inputs, packed_inputs, padded_inpu
 from openrlhf_gpm.models.trunks import trunk_class, use_forest_attention
 from openrlhf_gpm.samples.forest import Forest
 
-# What causal-LM checkpoints call the output layer: a GPM has none, so these tensors are no surprise.
+# Names of the output layer in causal-LM checkpoints. A GPM has none, so these tensors are expected to be unused.
 OUTPUT_LAYERS = [r"^lm_head\.", r"^embed_out\."]
 
 
 class Fp32Linear(nn.Linear):
-    """A bias-free linear layer that computes in fp32 whatever the dtype of its input and weight (also under autocast).
+    """A bias-free linear layer that computes in fp32, whatever the dtypes of input and weight, also under autocast.
 
     A module call, not a function on `weight`: DeepSpeed ZeRO-3 gathers parameters in module hooks.
     """
@@ -89,7 +89,7 @@ class Temperature(nn.Module):
 
 
 class _GPMMixin:
-    """What turns a transformers trunk into a GPM. `make_gpm_class` puts it in front of the trunk's PreTrainedModel."""
+    """Turns a transformers trunk into a GPM; `make_gpm_class` puts it in front of the trunk's PreTrainedModel."""
 
     base_model_prefix: str
     _keys_to_ignore_on_load_unexpected: Any
@@ -110,7 +110,7 @@ class _GPMMixin:
         self._keys_to_ignore_on_load_unexpected = [*(self._keys_to_ignore_on_load_unexpected or []), *OUTPUT_LAYERS]
 
     def _init_weights(self, module: nn.Module) -> None:
-        """transformers calls this where a checkpoint lacks weights, gathered under ZeRO-3; the trunk has its own."""
+        """Called by transformers for weights that a checkpoint lacks, gathered under ZeRO-3; the trunk has its own."""
         if isinstance(module, Fp32Linear):
             init.normal_(module.weight, mean=0.0, std=module.init_std)
         elif isinstance(module, Temperature):
@@ -135,22 +135,22 @@ class _GPMMixin:
             input_ids: (B, T) token ids, padded left or right.
             attention_mask: (B, T), 1 on tokens, 0 on padding. Default: no padding.
             prompt_lens: (B,) tokens of each sample's prompt, 1 <= prompt_lens <= length; the gate reads the last of
-                them. Needed where there is a gate.
-            forest: with it, input_ids is (1, N), groups of samples that share their prompt: see `collate_forest`.
-            lm_from, lm_to: (M,) columns of the flattened input_ids, and the tokens that follow them in a text: adds
+                them. Required if there is a gate.
+            forest: makes input_ids (1, N), one row of groups whose samples share their prompt: see `collate_forest`.
+            lm_from, lm_to: (M,) columns of the flattened input_ids, and the token that follows each: adds
                 `outputs.lm_loss`, the mean cross-entropy of these tokens in nats.
             return_output: also return the trunk's outputs; with a learnable tau, `outputs.tau` is its value ().
             ring_attn_group: must be None.
-            pad_sequence, packed_seq_lens: unused, there because OpenRLHF passes them to every reward model.
+            pad_sequence, packed_seq_lens: unused; OpenRLHF passes them to every reward model.
 
         Returns:
             v (B, 2k) fp32, of unit length unless `normalize` is off, and lambda (B, k) fp32, all ones without a gate.
             The preference score of i over j is `preference_score(v_i, v_j, lambda, tau)`. With a forest: v of all
-            samples, group after group, and lambda (G, k), one a group.
+            samples, group after group, and lambda (G, k), one per group.
 
         Raises:
             ValueError: prompt_lens missing or out of range, an empty sample, context parallelism, or a forest for a
-                trunk that reads none (`forest_obstacle`).
+                trunk that does not read forests (`forest_obstacle`).
         """
         if ring_attn_group is not None:
             raise ValueError("a GPM does not support context parallelism: set --ds.ring_attn_size 1")
@@ -179,7 +179,7 @@ class _GPMMixin:
         return (v, gate, outputs) if return_output else (v, gate)
 
     def _check_lengths(self, lengths: Tensor, prompt_lens: Tensor | None) -> Tensor:
-        """(B,) tokens of the samples and of their prompts -> the latter, on the device; any without a gate."""
+        """(B,) lengths of samples and prompts -> those of the prompts, checked, on the device; any without a gate."""
         if (lengths == 0).any():
             raise ValueError(f"sample {int((lengths == 0).nonzero()[0])} of the batch has no tokens")
         if not self.gpm_config.gated:
@@ -208,7 +208,7 @@ def make_gpm_class(pretrained_class: type, trunk_class: Any, packing_samples: bo
 
     Returns:
         A PreTrainedModel subclass. Its `__init__(config)` reads `config.gpm`, a dict in `GPMConfig`'s form;
-        `from_pretrained` initialises the head and the gate where the checkpoint is a causal LM.
+        `from_pretrained` initialises the head and the gate if the checkpoint is a causal LM.
     """
 
     def __init__(self: Any, config: PretrainedConfig) -> None:

@@ -1,7 +1,7 @@
-"""What the trunk is called with: samples padded, packed, or as a forest that shares the prompt.
+"""Arguments of the trunk for samples that are padded, packed, or in a forest that shares prompts.
 
 Notation: B samples, T columns, N tokens. Indices are into the trunk's output with its first two dims flattened, so
-that all three are read in the same way.
+all three forms are read in the same way.
 """
 
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from openrlhf_gpm.samples.forest import Forest
 
 @dataclass(frozen=True)
 class TrunkInputs:
-    """What the trunk is called with, and where to look in what it returns."""
+    """Arguments of the trunk, and where to look in what it returns."""
 
     inputs: dict[str, Any]
     """Keyword arguments of the trunk."""
@@ -24,14 +24,14 @@ class TrunkInputs:
     """(B,) index of each sample's last token."""
 
     gate_at: Tensor
-    """(B,) index of each prompt's last token, which the gate reads; (G,) of each group's in a forest."""
+    """(B,) index of each prompt's last token, which the gate reads; in a forest (G,), one per group."""
 
     index: Tensor | None = None
-    """Index of each column of the batch's input_ids (flattened); None where it did not move."""
+    """(B T,) where each column of the batch's input_ids (flattened) went; None if none moved."""
 
 
 def padded_inputs(input_ids: Tensor, attention_mask: Tensor, prompt_lens: Tensor) -> TrunkInputs:
-    """One sample a row, padded left or right: (B, T), (B, T), (B,)."""
+    """One sample per row, padded left or right: (B, T), (B, T), (B,)."""
     columns = input_ids.shape[1]
     row = torch.arange(len(input_ids), device=input_ids.device) * columns
     return TrunkInputs(
@@ -62,7 +62,7 @@ def packed_inputs(input_ids: Tensor, attention_mask: Tensor, prompt_lens: Tensor
 
 
 def forest_inputs(input_ids: Tensor, forest: Forest) -> TrunkInputs:
-    """Groups whose shared tokens come once, in one row: (1, N), see `collate_forest`."""
+    """One row in which the shared tokens of a group come once: (1, N), see `collate_forest`."""
     # The mask is there so that transformers makes none; attention goes by the forest.
     mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=input_ids.device)
     return TrunkInputs(

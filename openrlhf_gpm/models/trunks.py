@@ -1,4 +1,8 @@
-"""Which trunks can read forests (`samples/forest.py`), and how long the samples may be."""
+"""Which trunks read forests (`samples/forest.py`), and how long a sample may be.
+
+The trunk is built on the meta device, without memory for weights, and called once: it must hand the forest on to its
+attention. Groups are encoded in full for trunks that do not.
+"""
 
 import inspect
 from collections.abc import Iterator
@@ -22,7 +26,7 @@ UNREAD = {"softcap": "a soft cap", "s_aux": "attention sinks"}
 
 
 def trunk_class(config: PretrainedConfig) -> Any:
-    """The class of a config's model without a head. Raises ValueError where transformers has none."""
+    """The model class of a config, without a head. Raises ValueError if transformers has none."""
     try:
         return AutoModel._model_mapping[type(config)]
     except KeyError:
@@ -30,21 +34,19 @@ def trunk_class(config: PretrainedConfig) -> Any:
 
 
 def use_forest_attention(trunk: Any) -> None:
-    """Give a trunk of sdpa or flash attention the same that reads forests too. Raises ValueError where it cannot."""
+    """Switch a trunk to the same attention that also reads forests. Raises ValueError if it cannot."""
     if trunk.config._attn_implementation in FORESTS.values():
         return
     obstacle = forest_obstacle(trunk.config)
     if obstacle:
-        raise ValueError(f"{type(trunk).__name__} reads no forest: {obstacle}")
+        raise ValueError(f"{type(trunk).__name__} does not read forests: {obstacle}")
     trunk.set_attn_implementation(FORESTS[trunk.config._attn_implementation])
 
 
 def forest_obstacle(config: PretrainedConfig, attention: str | None = None) -> str | None:
-    """Why the samples of a trunk must be encoded in full; None where it reads forests, exactly.
+    """Why a trunk's samples must be encoded in full; None if it reads forests and the numbers stay the same.
 
     attention: what the trunk is going to have, in transformers' words; None: what the config says.
-
-    The trunk is built without memory for its weights and asked.
     """
     text = config.get_text_config(decoder=True)
     for rope in _rope_types(text):
@@ -52,9 +54,9 @@ def forest_obstacle(config: PretrainedConfig, attention: str | None = None) -> s
             return f"its rotary embedding ({rope}) depends on the length of the whole sample"
     others = sorted(set(get_layer_types_and_kwargs(text)[0]) - LAYERS)
     if others:
-        return f"it has layers of another kind than attention ({', '.join(others)})"
+        return f"it has layers that are not attention ({', '.join(others)})"
     if getattr(text, "alibi", False):
-        return "its attention looks at places in the row (ALiBi), not at positions"
+        return "its attention goes by places in the row (ALiBi), not by positions"
     attention = attention or config._attn_implementation
     if attention is None or attention in SDPA | FLASH:
         config = deepcopy(config)
@@ -70,14 +72,14 @@ def forest_obstacle(config: PretrainedConfig, attention: str | None = None) -> s
 
 
 def _obstacle_in(trunk: Any, attention: str) -> str | None:
-    """What keeps a trunk from reading forests. It is on the meta device, and of no use afterwards."""
+    """What keeps a trunk on the meta device from reading forests (consumes the trunk)."""
     if getattr(trunk, "_is_stateful", False):
         return "its layers are recurrent"
     if any(getattr(module, "is_causal", True) is False for module in trunk.get_decoder().modules()):
         return "its attention looks ahead"
     missing = {"position_ids", "attention_mask"} - set(inspect.signature(trunk.forward).parameters)
     if missing:
-        return f"its forward takes no {', '.join(sorted(missing))}"
+        return f"its forward does not take {', '.join(sorted(missing))}"
     trunk.set_attn_implementation(PROBE)
     ids = torch.zeros(1, 2, dtype=torch.long, device="meta")
     mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device="meta")
@@ -89,13 +91,13 @@ def _obstacle_in(trunk: Any, attention: str) -> str | None:
             return None
         if arrived:
             return f"its flash attention has {ignored}, which is not implemented for forests"
-    except RuntimeError as error:  # it needs a number before its first attention, and the meta device has none
-        return f"it cannot be asked without weights ({type(error).__name__}: {error})"
-    return "its attention is not told which tokens belong together"
+    except RuntimeError as error:  # it reads a value before its first attention; tensors on the meta device have none
+        return f"it cannot be checked without weights ({type(error).__name__}: {error})"
+    return "it does not hand the forest on to its attention"
 
 
 class _Asked(Exception):
-    """Raised by a trunk's first call of attention, when all that is asked is what it is given."""
+    """Raised by a trunk's first call of attention, with whether the forest arrived."""
 
 
 def _answer(
@@ -111,14 +113,14 @@ AttentionMaskInterface.register(PROBE, sdpa_mask)
 
 
 def sliding_window(config: Any) -> int | None:
-    """Longest sample, in tokens, that a model's sliding windows leave whole; None where there is none."""
+    """Length of a model's sliding window, in tokens; None without one. Longer samples do not fit into it."""
     config = config.get_text_config(decoder=True)
     layer_types, options = get_layer_types_and_kwargs(config)
     return options["sliding_window"] if "sliding_attention" in layer_types else None
 
 
 def _rope_types(config: Any) -> Iterator[str]:
-    """Every kind of rotary embedding in a config: one for the model, or one for each type of layer."""
+    """Yields the kinds of rotary embedding in a config: one for the model, or one per type of layer."""
     for name in ("rope_parameters", "rope_scaling"):
         value = getattr(config, name, None) or {}
         for rope in (value, *value.values()):

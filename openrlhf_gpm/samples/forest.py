@@ -1,8 +1,8 @@
-"""Groups as trees: the tokens that a group's samples share come once, and every sample branches off from them.
+"""A forest: groups as prefix trees. The tokens that a group's samples share come once; the samples branch off there.
 
-Causal attention makes the states of a sample's first tokens independent of what follows them, so every number is that
-of encoding the samples one by one. All trees of a call lie in one row without padding: linear layers see each token
-once. Attention takes the row apart, into `Part`s (`models/attention/sdpa.py`) or into `Runs` (`flash.py` there).
+With causal attention the states of a sample's first tokens do not depend on what follows, so the numbers are those of
+encoding the samples one by one. All trees of a call form one row without padding: linear layers see each token once.
+Attention splits the row, into `Part`s (`models/attention/sdpa.py`) or `Runs` (`models/attention/flash.py`).
 
 Notation: G groups, B samples; S tokens of a prefix, W of a branch; N tokens in the row; R rows of a part. Places are
 indices into the row.
@@ -24,15 +24,15 @@ MAX_SHARE = 0.9
 """Use a forest only where it has at most this share of the tokens of encoding every sample in full."""
 
 KEY_COST = 1 / 8
-"""Memory of a key in attention over that of a token in the linear layers, roughly."""
+"""Rough memory of one key in attention, relative to one token in the linear layers."""
 
 MIN_WIDTH = 31
-"""Up to so many tokens, lengths make no difference to which rows share a call of attention."""
+"""Rows of up to this many tokens share one call of attention, whatever their length."""
 
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """Prefixes, or branches of like length behind prefixes of like length: what one call of attention reads."""
+    """What one call of attention reads: prefixes, or branches of similar length after prefixes of similar length."""
 
     rows: int
     """R"""
@@ -41,18 +41,18 @@ class Part:
     """W, the longest row's own tokens."""
 
     seen: int
-    """S + W, with the longest prefix before these rows: keys."""
+    """S + W: keys per row, S being the longest prefix before these rows."""
 
     prefix_lens: Tensor | None
-    """(R,) tokens before each row; None where nothing is before any."""
+    """(R,) tokens before each row; None for prefixes, which have nothing before them."""
 
     _masks: dict[tuple[int, torch.dtype], Tensor] = field(init=False, repr=False, default_factory=dict)
 
     def mask(self, copies: int, dtype: torch.dtype) -> Tensor:
-        """Where queries see keys: (R, 1, copies W, S + W), all queries copy after copy; for parts behind prefixes.
+        """Which keys each query sees: (R, 1, copies W, S + W), the queries repeated `copies` times; not for prefixes.
 
-        True where they do; of a float dtype 0 where they do, else -inf. Made once, where the part is when attention
-        first asks: on its way there it would be the heaviest thing in a batch.
+        True where it sees the key; for a float dtype 0 there and -inf elsewhere. Built on the device when attention
+        first asks and then kept: sent along with a batch, it would be the largest tensor in it.
         """
         if (copies, dtype) not in self._masks:
             assert self.prefix_lens is not None
@@ -72,7 +72,7 @@ class Part:
 
 @dataclass(frozen=True, eq=False)
 class Forest:
-    """How the tokens of a row hang together, and where to look in what the trunk returns for it."""
+    """Which tokens of a row belong together, and where to look in what the trunk returns for it."""
 
     parts: tuple[Part, ...]
 
@@ -89,16 +89,16 @@ class Forest:
     """Tokens of the longest sample."""
 
     position_ids: Tensor
-    """(1, N) of each token in its sample, from 0."""
+    """(1, N) position of each token in its sample, from 0."""
 
     queries: Tensor
-    """(sum of R W,) places of the rows' own tokens, part after part; each row padded right with place 0."""
+    """(sum of R W,) places of each row's own tokens, part after part; rows are padded right with place 0."""
 
     keys: Tensor
-    """(sum of R (S + W),) places of the tokens before a row and of its own, each padded right with place 0."""
+    """(sum of R (S + W),) places of the tokens before a row, then of its own, each padded right with place 0."""
 
     back: Tensor
-    """(N,) where each token is among the queries."""
+    """(N,) index of each token among the queries."""
 
     last_at: Tensor
     """(B,) places of the samples' last tokens."""
@@ -107,7 +107,7 @@ class Forest:
     """(G,) places of the prompts' last tokens, each in the group's `gate_sample`."""
 
     def to(self, device: torch.device | str) -> "Forest":
-        """As a tensor's: the same on another device."""
+        """The same forest on another device, as `Tensor.to`."""
         parts = tuple(part.to(device) for part in self.parts)
         before = self.before and self.before.to(device)
         tensors: dict[str, Any] = {
@@ -117,14 +117,18 @@ class Forest:
 
 
 def gate_sample(group: Sequence[Encoded]) -> int:
-    """Which sample's gate is the group's: the first whose prompt's last token did not merge into the response."""
+    """Index of the sample whose gate is the group's: the first that kept the prompt's last token.
+
+    In the others the tokenizer merged that token with the response.
+    """
     return max(range(len(group)), key=lambda i: group[i].prompt_len)
 
 
 def shared_length(group: Sequence[Encoded]) -> int:
-    """S: tokens that all samples of a group begin with, short of the shortest sample's last token.
+    """S: the number of tokens that all samples of a group begin with, at most all but the shortest's last one.
 
-    Tokens, never text: a response may merge with the prompt's last token, and responses may begin alike.
+    Tokens are compared, not text: a response may merge with the prompt's last token, and responses may begin with the
+    same tokens.
     """
     samples = [e.input_ids for e in group]
     low, high = min(samples), max(samples)  # in alphabetical order, all others lie between
@@ -133,7 +137,7 @@ def shared_length(group: Sequence[Encoded]) -> int:
 
 
 def collate_forest(groups: Sequence[Sequence[Encoded]]) -> dict[str, Any]:
-    """What a GPM's forward takes: `input_ids` (1, N), all prefixes end to end, then all branches, and the `forest`.
+    """Arguments of a GPM's forward: `input_ids` (1, N), all prefixes end to end, then all branches; and the `forest`.
 
     Two samples "a b c d" and "a b e" of one group become the row "a b c d e", of which attention reads two parts:
     the prefix "a b", and the branches "c d" and "e", each of which also sees "a b".
@@ -160,7 +164,7 @@ def collate_forest(groups: Sequence[Sequence[Encoded]]) -> dict[str, Any]:
     branches = [[len(e.input_ids) - S for e in groups[g]] for g, S in zip(order, shared, strict=True)]
     own, before = forest_runs(shared, branches)
 
-    fullest = [i + gate_sample(group) for i, group in zip(first, groups, strict=True)]
+    readers = [i + gate_sample(group) for i, group in zip(first, groups, strict=True)]
     forest = Forest(
         parts=parts,
         own=own,
@@ -172,13 +176,13 @@ def collate_forest(groups: Sequence[Sequence[Encoded]]) -> dict[str, Any]:
         keys=keys,
         back=back,
         last_at=torch.stack([sample[-1] for sample in samples]),
-        gate_at=torch.stack([samples[i][encoded[i].prompt_len - 1] for i in fullest]),
+        gate_at=torch.stack([samples[i][encoded[i].prompt_len - 1] for i in readers]),
     )
     return {"input_ids": input_ids[None], "forest": forest}
 
 
 def sample_places(groups: Sequence[Sequence[Encoded]]) -> list[tuple[Tensor, Tensor]]:
-    """Where the tokens of each sample are in the row of `collate_forest`: B pairs of those it shares and its own."""
+    """Places of each sample's tokens in the row of `collate_forest`: B pairs (those it shares, its own)."""
     shared = [shared_length(group) for group in groups]
     order = _row_order(shared)
     lengths = [shared[g] for g in order] + [len(e.input_ids) - shared[g] for g in order for e in groups[g]]
@@ -207,10 +211,10 @@ def forest_pays(groups: Sequence[Sequence[Encoded]], by_length: bool = False) ->
 
 
 def forest_batches(groups: Sequence[Sequence[Encoded]], batch_tokens: int) -> Iterator[list[tuple[int, range]]]:
-    """Batches of (group, which of its samples), prefixes of like length together, longest first.
+    """Yields batches of (group, which of its samples), prefixes of similar length together, longest first.
 
-    A batch takes the memory of at most batch_tokens tokens, a key that attention reads counted as `KEY_COST` of one. A
-    group that takes more is split, and its prefix read again; what is too long alone makes its own batch.
+    A batch takes the memory of at most batch_tokens tokens, where a key that attention reads counts `KEY_COST`. A
+    larger group is split, and each part reads the prefix; a sample that is too long by itself is its own batch.
     """
     batch: list[tuple[int, range]] = []
     used = 0.0
@@ -237,15 +241,15 @@ def _row_order(shared: Sequence[int]) -> list[int]:
 
 
 def _cut(rows: Sequence[tuple[Tensor, Tensor]]) -> Iterator[tuple[Part, Tensor, Tensor, Tensor]]:
-    """Parts of rows, which are given as places of the tokens before them and of their own.
+    """Sorts rows, each given as (places before it, its own places), into parts.
 
-    With each part: places of its queries, (R W,), True where these are no padding, and places of its keys. Lengths
-    within a part differ by less than a factor of two, or are at most `MIN_WIDTH`: padding does not get out of hand.
+    Yields a part, the places of its queries (R W,), True where these are not padding, and the places of its keys.
+    Lengths within a part differ by less than a factor of two, or are at most `MIN_WIDTH`, which bounds the padding.
     """
-    alike: dict[tuple[int, int], list[int]] = defaultdict(list)
+    similar: dict[tuple[int, int], list[int]] = defaultdict(list)
     for i, (before, own) in enumerate(rows):
-        alike[_magnitude(len(own)), _magnitude(len(before))].append(i)
-    for _, members in sorted(alike.items(), reverse=True):
+        similar[_magnitude(len(own)), _magnitude(len(before))].append(i)
+    for _, members in sorted(similar.items(), reverse=True):
         before, is_before = _pad([rows[i][0] for i in members])  # (R, S)
         own, is_own = _pad([rows[i][1] for i in members])  # (R, W)
         keys = torch.cat([before, own], 1)
@@ -258,7 +262,7 @@ def _magnitude(length: int) -> int:
 
 
 def _pad(rows: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """(R, longest) rows padded right with 0, and True where they are not."""
+    """Rows padded right with 0, (R, longest), and True where they are not padding."""
     padded = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
     lengths = torch.tensor([len(row) for row in rows])
     return padded, torch.arange(padded.shape[1]) < lengths[:, None]

@@ -1,6 +1,6 @@
-"""From (prompt, response) to token ids: the one formatter of training, evaluation, scoring, serving and RL.
+"""From (prompt, response) to token ids: training, evaluation, scoring, serving and RL share this formatter.
 
-A sample is: one BOS (where the tokenizer has one), the prompt, the response, one EOS. The prompt is everything before
+A sample is one BOS (if the tokenizer has one), the prompt, the response and one EOS. The prompt is everything before
 the last assistant turn, with the generation prompt. A checkpoint that was trained with other conventions records them.
 """
 
@@ -15,7 +15,7 @@ FIRST, SECOND = "[RESPONSE A]", "[RESPONSE B]"
 
 @dataclass(frozen=True)
 class Encoded:
-    """Token ids of one sample and how many of them, from the first, are the prompt's (1 <= prompt_len <= length)."""
+    """Token ids of one sample; the first prompt_len of them are the prompt (1 <= prompt_len <= length)."""
 
     input_ids: list[int]
     prompt_len: int
@@ -32,16 +32,15 @@ class Formatter:
 
     Args:
         tokenizer: a HF tokenizer with an EOS token.
-        chat_template: render with the tokenizer's chat template; otherwise prompt and response are joined as they are.
+        chat_template: render with the tokenizer's chat template; otherwise join prompt and response as plain text.
         input_template: without a chat template, how to write the prompt, with {} in its place.
         max_len: cut samples to this many tokens; the EOS stays.
         generation_prompt: the prompt ends with the template's generation prompt.
-        bos: "one": exactly one in front; "tokenizer": those that the tokenizer adds to the rendered text, and those
-            that the template writes.
+        bos: "one": exactly one in front; "tokenizer": whatever the template writes and the tokenizer adds to it.
         eos: "append": exactly one after the text; "replace": the text's last token becomes the EOS.
 
     Raises:
-        ValueError: the tokenizer lacks what is asked of it, or the two kinds of template are combined.
+        ValueError: the tokenizer lacks an EOS or a chat template that is needed, or both kinds of template are given.
     """
 
     def __init__(
@@ -91,16 +90,16 @@ class Formatter:
 
     @property
     def pad_token_id(self) -> int:
-        """Any id does, because the attention mask covers it: the EOS where there is no padding token."""
+        """The padding token, or the EOS if there is none: any id does, because the attention mask covers it."""
         pad = self.tokenizer.pad_token_id
         return int(self.tokenizer.eos_token_id if pad is None else pad)
 
     def encode(self, prompt: Prompt, response: str) -> Encoded:
         """Token ids of prompt + response.
 
-        prompt: a text, or messages [{"role", "content"}, ...] up to the turn that is answered (chat template only).
-        response: the last assistant turn's text, may be empty; an EOS text at its end is taken as the end itself.
-        Raises ValueError when max_len leaves no room for the response.
+        prompt: a text, or messages [{"role", "content"}, ...] up to the response (chat template only).
+        response: the text of the last assistant turn, possibly empty; an EOS written at its end is not repeated.
+        Raises ValueError if max_len leaves no room for the response.
         """
         prompt_text, text = self.render(prompt, response)
         prompt_ids = self._tokenize(prompt_text)
@@ -123,7 +122,7 @@ class Formatter:
         return Encoded([*body, self.tokenizer.eos_token_id], max(1, min(prompt_len, len(body))), truncated)
 
     def render(self, prompt: Prompt, response: str) -> tuple[str, str]:
-        """Texts of the prompt alone (ready for an answer, with `generation_prompt`) and of prompt and response."""
+        """The prompt's text (with the generation prompt, if that is on), and the text of prompt and response."""
         eos_text = self.tokenizer.eos_token
         while response.endswith(eos_text):
             response = response.removesuffix(eos_text)
@@ -157,7 +156,7 @@ class Formatter:
         return [bos, *ids[sum(1 for _ in takewhile(lambda i: i == bos, ids)) :]]
 
     def _without_eos(self, ids: list[int]) -> list[int]:
-        """No EOS at the end. The first token stays: it is the BOS, which some tokenizers also use as EOS."""
+        """The ids without EOS at the end. The first token stays: some tokenizers use the EOS as BOS too."""
         kept = len(ids)
         while kept > 1 and ids[kept - 1] == self.tokenizer.eos_token_id:
             kept -= 1
@@ -165,8 +164,8 @@ class Formatter:
 
 
 def pair_text(first: str, second: str) -> str:
-    """The one response text that head "pairwise" reads in place of two: both, each under its mark.
+    """The text that head "pairwise" reads as the response: both responses, each under its mark.
 
-    Its reward r(x, first, second) says how well the first does against the second. Swapping them gives another text.
+    Its reward r(x, first, second) says how well the first does against the second. The order matters.
     """
     return f"{FIRST}\n{first}\n{SECOND}\n{second}"

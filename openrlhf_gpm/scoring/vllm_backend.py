@@ -1,7 +1,7 @@
 """Embeddings from vLLM, for a GPM in the layout of a plain classifier (`openrlhf-gpm convert --to classifier`).
 
-vLLM knows nothing of a GPM: it applies the head, [2k, H], or [3k, H] with the gate's rows last, to the last token of
-each request. A group is its K samples, and for the gate the prompt alone; prefix caching computes once what requests
+vLLM sees a plain classifier: it applies the head, [2k, H], or [3k, H] with the gate's rows last, to the last token of
+each request. A group is K requests, plus the prompt alone for the gate; prefix caching computes once what requests
 begin with. Normalisation, gate and scores are ours. vLLM is imported when an engine starts.
 """
 
@@ -21,10 +21,10 @@ from openrlhf_gpm.scoring.backend import pick_device
 from openrlhf_gpm.scoring.options import BATCH_TOKENS, check_options
 
 CPU_BLOCK = 32
-"""Tokens of a cache block on a CPU, where vLLM takes multiples of 32. Prefixes are shared in whole blocks."""
+"""Tokens per cache block on a CPU, where vLLM takes multiples of 32. Prefixes are shared in whole blocks."""
 
 MAX_SEQS = 256
-"""Requests in one step of the engine, vLLM's own default; a step has room for a token of each."""
+"""Requests per step of the engine, vLLM's default; a step has room for one token of each."""
 
 
 class VLLMBackend:
@@ -33,9 +33,9 @@ class VLLMBackend:
     Args:
         path: a checkpoint in layout "classifier".
         dtype: of the trunk; default: as stored on a GPU, fp32 on a CPU. The head is fp32 in any case.
-        device: "cuda", "cuda:1" (the other GPUs are then hidden from this process) or "cpu"; default: the kind that
-            this vLLM is built for.
-        batch_tokens: tokens in one step of the engine, at least MAX_SEQS.
+        device: "cuda", "cuda:1" (the other GPUs are then hidden from this process) or "cpu"; default: what this vLLM
+            is built for.
+        batch_tokens: tokens per step of the engine, at least MAX_SEQS.
         share_prompt: "auto": prefix caching; "off": without.
         options: more arguments of vllm.LLM, such as tensor_parallel_size or gpu_memory_utilization.
 
@@ -87,19 +87,19 @@ class VLLMBackend:
             **({"block_size": CPU_BLOCK} if on_cpu else {}) | options,
         )
         self.longest = self.llm.llm_engine.model_config.max_model_len  # tokens
-        # The head's numbers as they are. "classify" is the pooling task that reads the prefix cache.
+        # The head's raw numbers. "classify" is the pooling task that reads the prefix cache.
         self.params = PoolingParams(task="classify", use_activation=False)
 
     def embed_groups(self, groups: Sequence[Sequence[Encoded]]) -> tuple[Tensor, Tensor]:
         """See `Backend`. Raises ValueError for a sample that is longer than the engine takes."""
         requests: list[list[int]] = []
-        prompts: list[int] = []  # where they are among the requests
+        prompts: list[int] = []  # indices of prompts among the requests
         samples: list[int] = []
         for group in groups:
-            if self.config.gated:  # first: what it computes, the samples find in the cache
-                fullest = group[gate_sample(group)]
+            if self.config.gated:  # first: the samples then find it in the cache
+                reader = group[gate_sample(group)]
                 prompts.append(len(requests))
-                requests.append(fullest.input_ids[: fullest.prompt_len])
+                requests.append(reader.input_ids[: reader.prompt_len])
             samples += range(len(requests), len(requests) + len(group))
             requests += [sample.input_ids for sample in group]
         if not requests:
@@ -125,7 +125,7 @@ class VLLMBackend:
 
 
 def _show_only(index: int) -> None:
-    """Hide all GPUs from this process and its children but one of those that it sees."""
+    """Hide all GPUs that this process sees, except one, from it and its children."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     names = visible.split(",") if visible else [str(i) for i in range(torch.cuda.device_count())]
     if index >= len(names):

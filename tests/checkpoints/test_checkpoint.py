@@ -370,7 +370,7 @@ def test_no_index_of_several_files(checkpoint):
 # Writing
 
 
-def test_saving_again_replaces_the_checkpoint_and_leaves_nothing_beside_it(new_gpm, chat_tokenizer, tmp_path):
+def test_saving_again_replaces_the_checkpoint_and_leaves_nothing_else(new_gpm, chat_tokenizer, tmp_path):
     save_gpm(new_gpm(tau=0.5), chat_tokenizer, tmp_path / "deep" / "gpm")
     save_gpm(new_gpm(tau=0.7), chat_tokenizer, tmp_path / "deep" / "gpm")
     assert load_gpm(tmp_path / "deep" / "gpm").gpm_config.tau == 0.7
@@ -391,7 +391,7 @@ def test_a_save_that_fails_leaves_the_old_checkpoint(new_gpm, chat_tokenizer, tm
     assert [path.name for path in tmp_path.iterdir()] == ["gpm"]
 
 
-def test_what_is_no_checkpoint_is_not_overwritten(new_gpm, chat_tokenizer, tmp_path):
+def test_other_files_are_not_overwritten(new_gpm, chat_tokenizer, tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(ValueError, match="holds files that are not a checkpoint"):
         save_gpm(new_gpm(), chat_tokenizer, tmp_path)

@@ -140,7 +140,7 @@ def test_an_odd_place_for_the_gate_or_the_bos_would_be_seen(authors, tmp_path):
         assert (got - want).abs().max() > 1e-3, change
 
 
-def test_what_was_decided_is_told_and_written(authors, tmp_path):
+def test_what_was_decided_is_reported_and_written(authors, tmp_path):
     notes = []
     convert(authors, tmp_path / "gpm", "authors", log=notes.append)
     assert "tau 0.1: from the paper's settings of GPM-Gemma-2B" in notes

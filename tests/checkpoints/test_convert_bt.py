@@ -67,8 +67,8 @@ def test_scores_are_the_differences_of_upstreams_rewards(
     config = convert(tmp_path / "bt", tmp_path / "gpm", "bt", log=notes.append)
     assert (config.head, config.dim, config.gate, config.normalize) == ("reward", 2, "none", False)
     assert config.tau == (2.5 if normalize else 1.0)
-    told = "by which normalize_reward" if normalize else "mean and std in config.json are not in use"
-    assert any(note.startswith("tau ") and told in note for note in notes)
+    expected = "by which normalize_reward" if normalize else "mean and std in config.json are not in use"
+    assert any(note.startswith("tau ") and expected in note for note in notes)
 
     gpm = GPM.from_pretrained(tmp_path / "gpm", device="cpu")
     again = upstream(tmp_path / "bt", normalize_reward=normalize)  # reads value_head_prefix itself
@@ -153,7 +153,7 @@ def test_a_bias_of_the_head_cancels_and_is_left_out(bt, tmp_path):
         (lambda t: t.update({"score.weight": torch.ones(1, 16)}), r"score.weight is \[1, 16\], .* \[1, 32\]"),
     ],
 )
-def test_a_head_that_is_no_reward_is_one_line(bt, tmp_path, change, match):
+def test_a_head_that_is_not_a_reward_is_one_line(bt, tmp_path, change, match):
     edit(bt, change)
     with pytest.raises(ValueError, match=match) as error:
         convert(bt, tmp_path / "gpm", "bt")
@@ -161,7 +161,7 @@ def test_a_head_that_is_no_reward_is_one_line(bt, tmp_path, change, match):
     assert not (tmp_path / "gpm").exists()
 
 
-def test_a_std_that_is_no_scale_is_one_line(bt, tmp_path):
+def test_a_std_that_cannot_be_a_scale_is_one_line(bt, tmp_path):
     config = json.loads((bt / "config.json").read_text())
     (bt / "config.json").write_text(json.dumps(config | {"normalize_reward": True, "mean": 0.0, "std": 0.0}))
     with pytest.raises(ValueError, match=r"--gpm.tau must be a finite number > 0, got 0"):

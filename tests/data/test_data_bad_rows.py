@@ -1,4 +1,4 @@
-"""Bad rows are refused, or counted and skipped when that is asked for; never dropped in silence."""
+"""Bad rows are refused, or counted and skipped when that is asked for; never dropped silently."""
 
 import json
 
@@ -73,7 +73,7 @@ def test_a_report_of_no_bad_row_says_so():
     assert report.summary() == "no bad row among 828"
 
 
-def test_a_broken_file_is_no_row_to_skip(tmp_path):
+def test_a_broken_file_is_not_skipped(tmp_path):
     path = tmp_path / "in.parquet"
     path.write_bytes(b"PAR1 and no more")
     with pytest.raises(ValueError, match="is a broken parquet file"):

@@ -10,7 +10,7 @@ import pyarrow.parquet
 import pytest
 
 from openrlhf_gpm.cli.main import main
-from openrlhf_gpm.data import read_rows
+from openrlhf_gpm.data.rows import read_rows
 
 GOOD = {"prompt": "p", "chosen": "a", "rejected": "b", "label": 0.25}
 LINES = b"".join(json.dumps(GOOD | {"prompt": f"p{i}"}).encode() + b"\n" for i in range(20))

@@ -146,7 +146,7 @@ def test_split_can_take_groups_apart_into_pairs(tmp_path, capsys):
     assert rows_of(train)[2] == {"prompt": "p0", "chosen": "b", "rejected": "c", "label": 0.5}
 
 
-def test_skipped_rows_are_told(tmp_path, capsys):
+def test_skipped_rows_are_reported(tmp_path, capsys):
     source = write(tmp_path / "in.jsonl", [GOOD, "{", GOOD | {"chosen": "c"}])
     out = tmp_path / "out.jsonl"
     status, said, _ = run(capsys, "merge", source, "--output", out, "--bad_rows", "skip")

@@ -6,20 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from openrlhf_gpm.data import (
-    ULTRAFEEDBACK,
-    BadRow,
-    Comparison,
-    Group,
-    PreferenceGroup,
-    RatedGroup,
-    attribute_cycle,
-    cycle_comparisons,
-    cyclic_sets,
-    normalise_rated,
-    split_by_prompt,
-    synthetic_cycle,
-)
+from openrlhf_gpm.data import BadRow, Comparison, Group, PreferenceGroup, split_by_prompt
+from openrlhf_gpm.data.cyclic import ULTRAFEEDBACK, attribute_cycle, cycle_comparisons, cyclic_sets, synthetic_cycle
+from openrlhf_gpm.data.ratings import normalise_rated
+from openrlhf_gpm.data.records import RatedGroup
 
 CYCLE_OF_3 = [Comparison(0, 1), Comparison(1, 2), Comparison(2, 0)]
 

@@ -10,15 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from openrlhf_gpm.data import (
-    BadRow,
-    Comparison,
-    PairKeys,
-    PreferenceGroup,
-    form_title,
-    normalise_group,
-    normalise_preference,
-)
+from openrlhf_gpm.data import BadRow, Comparison, PairKeys, PreferenceGroup, normalise_group, normalise_preference
+from openrlhf_gpm.data.groups import form_title
 
 PROMPT = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "2 + 2?"}]
 TIE = 0.5

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from openrlhf_gpm.data import Comparison, PreferenceGroup, as_pairs, merge_prompts, split_by_prompt
+from openrlhf_gpm.data import Comparison, PreferenceGroup, merge_prompts, split_by_prompt
+from openrlhf_gpm.data.grouping import as_pairs
 
 
 def pair(prompt, first, second, label=1.0, **others):
@@ -19,7 +20,7 @@ def user(text):
     return [{"role": "user", "content": text}]
 
 
-def told(groups):
+def judgements(groups):
     """Who beats whom with what probability, prompt by prompt, as a multiset."""
     return Counter(
         (str(g.prompt), g.responses[c.first], g.responses[c.second], c.label) for g in groups for c in g.comparisons
@@ -69,7 +70,7 @@ rows = st.lists(st.builds(lambda p, r, x: pair(p, *r, x), prompts, responses, st
 @given(rows)
 def test_merging_loses_no_comparison_and_stores_each_response_once(rows):
     merged = merge_prompts(rows)
-    assert told(merged) == told(rows)
+    assert judgements(merged) == judgements(rows)
     assert [g.prompt for g in merged] == list(dict.fromkeys(g.prompt for g in rows))
     assert all(len(set(g.responses)) == len(g.responses) for g in merged)
     assert merge_prompts(merged) == merged
@@ -79,7 +80,7 @@ def test_merging_loses_no_comparison_and_stores_each_response_once(rows):
 @given(rows, st.integers(0, 5), st.randoms())
 def test_a_prompt_is_on_one_side_whatever_the_order_of_the_rows(rows, seed, shuffler):
     train, held_out = split_by_prompt(rows, 0.5, seed)
-    assert told(train) + told(held_out) == told(rows)
+    assert judgements(train) + judgements(held_out) == judgements(rows)
     sides = {g.prompt: side for side, groups in enumerate((train, held_out)) for g in groups}
     assert not {g.prompt for g in train} & {g.prompt for g in held_out}
     shuffled = shuffler.sample(rows, len(rows))
@@ -135,4 +136,4 @@ def test_a_group_comes_apart_into_pairs_with_the_likelier_winner_first():
 def test_pairs_of_a_merged_file_are_the_pairs_before():
     shuffler = random.Random(0)
     rows = [pair(f"p{shuffler.randrange(5)}", *shuffler.sample("abcd", 2)) for _ in range(50)]
-    assert told(p for g in merge_prompts(rows) for p in as_pairs(g)) == told(rows)
+    assert judgements(p for g in merge_prompts(rows) for p in as_pairs(g)) == judgements(rows)

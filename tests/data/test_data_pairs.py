@@ -7,7 +7,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from openrlhf_gpm.data import Pair, PairKeys, normalise_pair
+from openrlhf_gpm.data import PairKeys
+from openrlhf_gpm.data.pairs import normalise_pair
+from openrlhf_gpm.data.records import Pair
 
 
 def user(text):

@@ -8,7 +8,8 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from openrlhf_gpm.data import PreferenceGroup, read_preferences, read_rows
+from openrlhf_gpm.data import PreferenceGroup, read_preferences
+from openrlhf_gpm.data.rows import read_rows
 
 ROWS = [
     {"prompt": "Ünï", "chosen": 'a, "b"\nc', "rejected": "\td", "label": 0.25},

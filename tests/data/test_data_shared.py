@@ -6,14 +6,13 @@ from openrlhf_gpm.cli.main import main
 from openrlhf_gpm.data import (
     BadRows,
     Comparison,
-    cycle_comparisons,
     merge_prompts,
     normalise_group,
     read_preferences,
     read_with,
     split_by_prompt,
-    synthetic_cycle,
 )
+from openrlhf_gpm.data.cyclic import cycle_comparisons, synthetic_cycle
 from openrlhf_gpm.data.survey import has_cycle
 
 PROMPTS = 276

@@ -2,8 +2,8 @@
 
 import pytest
 
-from openrlhf_gpm.data import Comparison, PreferenceGroup, Survey
-from openrlhf_gpm.data.survey import has_cycle, percentiles
+from openrlhf_gpm.data import Comparison, PreferenceGroup
+from openrlhf_gpm.data.survey import Survey, has_cycle, percentiles
 
 
 def group(responses, *comparisons, prompt="q"):
@@ -55,7 +55,7 @@ def test_the_table_counts_by_hand():
     }
 
 
-def test_many_sizes_of_groups_are_told_as_percentiles():
+def test_many_sizes_of_groups_are_reported_as_percentiles():
     survey = Survey()
     for size in range(2, 10):
         survey.add(group([str(i) for i in range(size)], (0, 1), prompt=f"{size}"), "pair")

@@ -5,14 +5,8 @@ import json
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from openrlhf_gpm.data import (
-    Comparison,
-    PreferenceGroup,
-    normalise_preference,
-    read_preferences,
-    to_row,
-    write_groups,
-)
+from openrlhf_gpm.data import Comparison, PreferenceGroup, normalise_preference, read_preferences, write_groups
+from openrlhf_gpm.data.writing import to_row
 
 
 def test_a_pair_is_written_as_a_pair():

@@ -130,7 +130,7 @@ def test_groups_of_several_sizes_keep_their_order():
     assert shares == pytest.approx([0, 1, 0, 1])
 
 
-def test_a_tie_is_no_arrow():
+def test_a_tie_is_not_an_arrow():
     assert not has_cycle(torch.zeros(3, 3))
     assert has_cycle(torch.tensor(skew(cycle(3))))
     assert not has_cycle(torch.tensor(skew(cycle(4))))  # a 4-cycle with ties across has no 3-cycle

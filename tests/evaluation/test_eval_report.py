@@ -53,7 +53,7 @@ def test_metrics_of_a_model_that_knows_the_cycle(result):
     assert result["settings"]["bootstrap"] == 100
 
 
-def test_the_report_shows_the_numbers_beside_the_baseline_and_the_paper(result):
+def test_the_report_shows_the_numbers_with_the_baseline_and_the_paper(result):
     baseline = evaluate([DATA], longer_wins([DATA]), SETTINGS)
     text = report.markdown({"gpm": result}, baseline, [], ["reliability.png"])
     assert line(text, "| accuracy %") == "| accuracy % | 100.0 [100.0, 100.0] | 33.3 [33.3, 33.3] |"

@@ -40,10 +40,10 @@ def test_a_forest_that_got_lost_is_an_error_and_never_wrong_numbers():
     forest = collate_forest(GROUPS)["forest"]
     x = torch.randn(1, 4, forest.position_ids.shape[1], 8)
     module = SimpleNamespace(is_causal=True)
-    with pytest.raises(RuntimeError, match="SimpleNamespace does not get the forest as it was sent"):
+    with pytest.raises(RuntimeError, match="SimpleNamespace did not receive the forest as it was sent"):
         read_forest(module, x, x, x, SENT)
     for other in (None, torch.zeros(1, 4, 1, x.shape[2])):  # no mask, or one that the trunk made itself
-        with pytest.raises(RuntimeError, match="SimpleNamespace does not get the forest as it was sent"):
+        with pytest.raises(RuntimeError, match="SimpleNamespace did not receive the forest as it was sent"):
             read_forest(module, x, x, x, other, forest)
 
 
@@ -64,7 +64,7 @@ def test_training_takes_two_calls_where_these_save_enough_copies_of_keys(S, W, K
     assert two_calls_pay(forest, training=False)
 
 
-def test_a_sample_of_one_token_is_no_forest():
+def test_a_sample_of_one_token_is_not_taken_for_a_forest():
     x = torch.randn(1, 4, 1, 8)
     out, _ = read_forest(SimpleNamespace(is_causal=True), x, x, x, SENT)
     torch.testing.assert_close(out, x.transpose(1, 2))
@@ -83,14 +83,14 @@ def test_a_gpm_gets_the_attention_with_its_first_forest(new_config, trunk):
     assert sdpa.config._attn_implementation == FORESTS["sdpa"]
     sdpa.set_attn_implementation("sdpa")
     assert torch.equal(sdpa(**collate_forest(GROUPS))[0], v)
-    with pytest.raises(ValueError, match=r"Model reads no forest: its attention \(eager\) is not the sdpa or flash"):
+    with pytest.raises(ValueError, match=r"Model does not read forests: its attention \(eager\) is not the sdpa"):
         eager(**collate_forest(GROUPS))
 
 
 def test_a_sliding_window_that_would_cut_a_sample_is_an_error(new_gpm):
     model = new_gpm("gemma2")  # its window is 4 tokens
     assert collate_forest(GROUPS)["forest"].longest == 23
-    with pytest.raises(RuntimeError, match="has a sliding window of 4 tokens, a sample 23: encode it in full"):
+    with pytest.raises(RuntimeError, match="has a sliding window of 4 tokens, a sample has 23: encode in full"):
         model(**collate_forest(GROUPS))
 
 

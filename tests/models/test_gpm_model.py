@@ -99,7 +99,7 @@ def test_a_sample_does_not_see_its_neighbours_in_a_pack(new_gpm):
     assert (v[0] - mixed_v[0]).abs().max() > 1e-3
 
 
-def test_embeddings_have_length_one_unless_told_otherwise(new_gpm):
+def test_embeddings_have_length_one_by_default(new_gpm):
     rows = samples()
     unit, raw = new_gpm(), new_gpm(normalize=False)
     v, _ = one_by_one(unit, rows)
@@ -212,7 +212,7 @@ def test_what_transformers_cannot_build_is_an_error():
         gpm_class(PretrainedConfig())
 
 
-def test_wrong_lengths_are_told_by_sample(new_gpm):
+def test_wrong_lengths_are_named_by_sample(new_gpm):
     model = new_gpm()
     batch = padded(samples(), "left")
     with pytest.raises(ValueError, match="pass prompt_lens"):

@@ -85,18 +85,22 @@ PER_LAYER_TYPE = {"full_attention": DYNAMIC, "sliding_attention": {"rope_type": 
         ("recurrent_gemma", {"lru_width": 32}, "recurrent"),
         ("bloom", {"n_head": 4}, "(eager) is not the sdpa"),
         ("falcon", {}, "(sdpa) is not the sdpa or flash attention of transformers' Att"),
-        ("jetmoe", {"num_local_experts": 2, "kv_channels": 8}, "cannot be asked without weights (NotImplementedError"),
+        (
+            "jetmoe",
+            {"num_local_experts": 2, "kv_channels": 8},
+            "cannot be checked without weights (NotImplementedError",
+        ),
         ("falcon", {"alibi": True}, "ALiBi"),
         ("gptj", {"rotary_dim": 4}, "(eager) is not the sdpa"),
         ("gpt_neo", {"num_layers": 2, "attention_types": [[["global"], 2]]}, "is not the sdpa"),
-        ("stablelm", {}, "not told which tokens belong together"),  # takes keyword arguments and drops them
-        ("doge", {}, "not told which tokens belong together"),  # makes a mask of its own
+        ("stablelm", {}, "does not hand the forest on"),  # takes keyword arguments and drops them
+        ("doge", {}, "does not hand the forest on"),  # makes a mask of its own
         ("llama", {"attn_implementation": "eager"}, "(eager) is not the sdpa"),
         ("gemma2", {"attn_implementation": "flash_attention_2"}, "flash attention has a soft cap"),
         ("gpt_oss", {"attn_implementation": "flash_attention_3"}, "flash attention has attention sinks"),
         ("bert", {"attn_implementation": "flash_attention_2"}, "looks ahead"),
         ("falcon", {"attn_implementation": "flash_attention_2"}, "(flash_attention_2) is not the sdpa or flash"),
-        ("stablelm", {"attn_implementation": "flash_attention_2"}, "not told which tokens belong together"),
+        ("stablelm", {"attn_implementation": "flash_attention_2"}, "does not hand the forest on"),
         ("llama", {"attn_implementation": "flash_attention_2"}, None),
         ("gemma2", {"attn_implementation": "flash_attention_2", "attn_logit_softcapping": None}, None),
         ("gemma", {"attn_implementation": "flash_attention_2", "head_dim": 256}, None),
@@ -134,7 +138,7 @@ def test_a_trunk_of_others_that_takes_no_positions_does_not_share(new_config):
             return super().forward(input_ids, attention_mask=attention_mask, use_cache=use_cache)
 
     AutoModel.register(CountingConfig, CountingModel)
-    assert forest_obstacle(CountingConfig(**new_config().to_dict())) == "its forward takes no position_ids"
+    assert forest_obstacle(CountingConfig(**new_config().to_dict())) == "its forward does not take position_ids"
 
 
 def test_such_a_trunk_is_encoded_in_full_and_that_is_said_once(new_config, caplog):

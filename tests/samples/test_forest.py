@@ -1,4 +1,4 @@
-"""Groups as trees: what lies where by hand, and the numbers of full encoding, values and gradients."""
+"""Forests by hand, and against full encoding: values and gradients."""
 
 import pytest
 import torch
@@ -38,7 +38,7 @@ def test_padded_and_packed_inputs_by_hand():
 
 def test_the_shared_prefix_by_hand():
     assert shared_length(group([7, 8, 9], [1], [2, 3])) == 3
-    assert shared_length(group([7, 8, 9], [5, 1], [5, 2])) == 4  # responses that begin alike
+    assert shared_length(group([7, 8, 9], [5, 1], [5, 2])) == 4  # responses with the same beginning
     assert shared_length(group([7, 8, 9], [5], [5, 2])) == 3  # the shorter response keeps its token
     assert shared_length(group([7, 8, 9], [5], [5])) == 3
     assert shared_length(group([7, 8, 9], [1])) == 3
@@ -56,7 +56,7 @@ def test_the_shared_prefix_is_the_longest_that_leaves_each_sample_a_token(sample
     assert max(common) == S
 
 
-def test_two_trees_in_a_row_by_hand():
+def test_a_forest_of_two_groups_by_hand():
     groups = [[Encoded([1, 2, 3, 9], 2), Encoded([1, 2, 4, 5, 9], 2)], [Encoded([7, 9], 1)]]
     batch = collate_forest(groups)
     assert batch["input_ids"].tolist() == [[1, 2, 7, 3, 9, 4, 5, 9, 9]]
@@ -106,7 +106,7 @@ def test_the_gate_is_read_where_the_prompt_ends_even_inside_a_branch():
     assert batch["input_ids"][0, batch["forest"].gate_at].tolist() == [3]
 
 
-def test_branches_of_unlike_length_are_parts_of_their_own():
+def test_branches_of_different_length_are_parts_of_their_own():
     lengths = [100, 64, 63, 32, 31, 1]
     parts = collate_forest([group(range(5), *([n] * n for n in lengths))])["forest"].parts
     assert [(part.rows, part.width) for part in parts] == [(1, 5), (2, 100), (2, 63), (2, 31)]
@@ -198,11 +198,14 @@ SHAPES = {
     ],
     "a group of one": [group([30, 31, 32], [61, 62]), group([40, 41], [61], [62])],
     "an empty response": [group([30, 31, 32], [1], [61, 62, 1])],
-    "responses that begin alike": [group([30, 31], [60, 61, 62], [60, 61, 63, 64], [60, 61, 65])],
+    "responses with the same beginning": [group([30, 31], [60, 61, 62], [60, 61, 63, 64], [60, 61, 65])],
     "equal responses": [group([30, 31], [60, 61], [60, 61], [60, 61])],
     "nothing shared": [group([], [30, 31], [40, 41, 42], prompt_lens=[1, 2])],
-    "nothing shared beside what is": [group([], [30], [40, 41], prompt_lens=[1, 1]), group([30, 31], [60], [61])],
-    "responses of very unlike lengths": [group([30, 31], [60] * 200, [61], [62, 63], [64] * 40)],
+    "one group shares nothing, the other a prompt": [
+        group([], [30], [40, 41], prompt_lens=[1, 1]),
+        group([30, 31], [60], [61]),
+    ],
+    "responses of very different lengths": [group([30, 31], [60] * 200, [61], [62, 63], [64] * 40)],
     "the prompt's last token merged in one": [
         group([30, 31], [32, 40], [33, 40], prompt_lens=[2, 3]),
         group([40, 41, 42], [60], [61, 62]),
@@ -224,7 +227,7 @@ def assert_same(model, groups):
     "trunk", ["llama", "gpt2", "gpt_neox", "qwen2", "qwen3", "gemma3_text", "mixtral", "opt", "deepseek_v3"]
 )
 @pytest.mark.parametrize("shape", SHAPES)
-def test_trees_give_what_full_encoding_gives(new_gpm, trunk, shape):
+def test_forests_give_what_full_encoding_gives(new_gpm, trunk, shape):
     assert_same(new_gpm(trunk), SHAPES[shape])
 
 
@@ -254,9 +257,9 @@ def test_any_groups_give_what_full_encoding_gives(gpm, many):
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_trees_give_the_gradients_of_full_encoding(new_gpm, checkpointing):
+def test_forests_give_the_gradients_of_full_encoding(new_gpm, checkpointing):
     gpm = new_gpm(dim=4, gate="softplus")
-    many = [*SHAPES["responses of very unlike lengths"], *SHAPES["the prompt's last token merged in one"]]
+    many = [*SHAPES["responses of very different lengths"], *SHAPES["the prompt's last token merged in one"]]
     if checkpointing:  # the forward pass runs again in the backward pass, with the same forest
         gpm.gradient_checkpointing_enable()
         gpm.train()
@@ -269,13 +272,13 @@ def test_trees_give_the_gradients_of_full_encoding(new_gpm, checkpointing):
 
     def full():
         v, gate = gpm(**collate([sample for g in many for sample in g], 0))
-        return v, gate[[0, 5, 6]]  # the second group's fullest prompt is its second
+        return v, gate[[0, 5, 6]]  # the second group's gate is its second sample's
 
-    tree, flat = gradients(lambda: gpm(**collate_forest(many))), gradients(full)
+    forest, flat = gradients(lambda: gpm(**collate_forest(many))), gradients(full)
     for name, want in flat.items():
         scale = want.abs().max()
         assert scale > 0, name
-        assert (tree[name] - want).abs().max() <= 1e-5 * scale, name
+        assert (forest[name] - want).abs().max() <= 1e-5 * scale, name
 
 
 def test_a_bf16_trunk_has_an_fp32_head(new_gpm):
@@ -298,7 +301,7 @@ def test_a_forest_moves_as_tensors_do():
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("trunk", ["llama", "gpt_neox"])
-def test_trees_on_a_gpu_give_what_full_encoding_gives_on_a_cpu(new_gpm, trunk):
+def test_forests_on_a_gpu_give_what_full_encoding_gives_on_a_cpu(new_gpm, trunk):
     model = new_gpm(trunk)
     many = [g for shape in SHAPES.values() for g in shape]
     expected = one_by_one(model, many)

@@ -237,7 +237,7 @@ def test_wrong_paths_are_named_with_their_flag(job, capsys, tmp_path):
     fails(capsys, with_option("--output", option(job, "--input")), "--output", "is the input")
     fails(capsys, [*job, "--batch_tokens", "0"], "--batch_tokens must be >= 1, got 0")
     os.mkfifo(tmp_path / "pipe")
-    fails(capsys, with_option("--output", tmp_path / "pipe"), "--output", "no regular file")
+    fails(capsys, with_option("--output", tmp_path / "pipe"), "--output", "not a regular file")
 
 
 @pytest.mark.parametrize("device", ["gpu", "cuda:64", "cpu:x"])

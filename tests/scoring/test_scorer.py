@@ -239,7 +239,7 @@ def test_gpm_is_the_packages_public_name():
 # Errors
 
 
-def test_wrong_input_is_told_with_its_group(gpm, chat_tokenizer, new_gpm):
+def test_wrong_input_is_reported_with_its_group(gpm, chat_tokenizer, new_gpm):
     with pytest.raises(ValueError, match="group '0' has no responses"):
         gpm.score("Hello", [])
     with pytest.raises(ValueError, match="2 prompts but 1 responses"):
@@ -251,7 +251,7 @@ def test_wrong_input_is_told_with_its_group(gpm, chat_tokenizer, new_gpm):
         list(gpm.score_groups(GROUPS, finite="maybe"))
 
 
-def test_wrong_settings_and_a_wrong_layout_are_told_in_one_line(gpm_checkpoint):
+def test_wrong_settings_and_a_wrong_layout_are_one_line(gpm_checkpoint):
     with pytest.raises(ValueError, match="--backend must be one of torch, vllm; got 'jax'"):
         GPM.from_pretrained(gpm_checkpoint, backend="jax")
     with pytest.raises(ValueError, match="--share_prompt must be one of auto, off; got 'on'"):

@@ -28,7 +28,7 @@ def test_every_worker_has_a_gpu_to_itself_or_shares_the_cpu():
     assert worker_devices(None, 1, gpus=1) == ["cuda"]
 
 
-def test_workers_that_do_not_fit_are_told_so():
+def test_too_many_workers_are_refused():
     with pytest.raises(ValueError, match="--workers must be >= 1, got 0"):
         worker_devices(None, 0, gpus=0)
     with pytest.raises(ValueError, match="--workers 3: there are 2 GPUs"):
@@ -81,5 +81,5 @@ def test_workers_that_die_end_the_run_with_a_hint(gpm_checkpoint):
     assert json.loads(next(lines))["id"] == "0"
     for worker in multiprocessing.active_children():
         worker.kill()
-    with pytest.raises(ValueError, match=r"a worker process ended without a word.* fewer --workers"):
+    with pytest.raises(ValueError, match=r"a worker process died .* fewer --workers"):
         list(lines)

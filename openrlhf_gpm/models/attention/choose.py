@@ -1,7 +1,7 @@
 """The attention of a trunk that reads forests: which kernel reads one, and transformers' own for everything else.
 
-A forest travels as a keyword argument of the trunk, which hands those on to its attention, with a mask of one element
-that keeps transformers from making one. `models/trunks.py` knows the trunks that do not.
+The forest is a keyword argument of the trunk, which passes such arguments on to its attention. A mask of one element
+keeps transformers from building one. `models/trunks.py` finds the trunks for which this does not work.
 """
 
 from collections.abc import Callable
@@ -57,8 +57,8 @@ def read_forest(
 ) -> tuple[Tensor, None]:
     """query (1, heads, N, d), key and value (1, shared heads, N, d) -> (1, N, heads, d), and no weights.
 
-    Without a forest, `rest`. Raises RuntimeError where forest and mask did not both arrive, and where a sliding window
-    would cut a sample or a bias goes by places in the row.
+    Without a forest this is `rest`. Raises RuntimeError if only one of forest and mask arrived, if a sample is longer
+    than the sliding window, or if a bias goes by places in the row.
     """
     one_element = attention_mask is not None and attention_mask.numel() == 1
     if forest is not None and one_element:
@@ -68,7 +68,7 @@ def read_forest(
             return flash.read(query, key, value, forest, kwargs.get("scaling")), None
         return sdpa.read(module, query, key, value, forest, **kwargs), None
     if forest is not None or (one_element and key.shape[-2] > 1):  # a sample of one token has such a mask too
-        raise RuntimeError(f"{type(module).__name__} does not get the forest as it was sent; see `forest_obstacle`")
+        raise RuntimeError(f"{type(module).__name__} did not receive the forest as it was sent; see `forest_obstacle`")
     return rest(module, query, key, value, attention_mask, **kwargs)
 
 
@@ -81,8 +81,9 @@ def _check_exact(
 ) -> None:
     name = type(module).__name__
     if sliding_window is not None and forest.longest > sliding_window:
-        text = f"{name} has a sliding window of {sliding_window} tokens, a sample {forest.longest}: encode it in full"
-        raise RuntimeError(text)
+        raise RuntimeError(
+            f"{name} has a sliding window of {sliding_window} tokens, a sample has {forest.longest}: encode in full"
+        )
     if position_bias is not None:
         raise RuntimeError(f"{name} adds a bias by places in the row, not by positions: encode in full")
 

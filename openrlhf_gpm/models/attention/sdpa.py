@@ -10,7 +10,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from openrlhf_gpm.samples.forest import Forest, Part
 
 SHORT = 192
-"""Queries from which on the kernel of a CPU takes larger blocks."""
+"""From this many queries on, the CPU kernel uses larger blocks."""
 
 
 def read(module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, forest: Forest, **kwargs: Any) -> Tensor:
@@ -37,9 +37,9 @@ def _attend(module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, 
         return sdpa_attention_forward(module, query, key, value, None, **kwargs)[0]
     if query.device.type != "cpu":
         return sdpa_attention_forward(module, query, key, value, part.mask(1, torch.bool), **kwargs)[0]
-    # With a mask, transformers copies keys and values for each query head, because the kernels of a GPU would
-    # otherwise be slow. The kernel of a CPU reads shared heads where they are, and is faster with many queries: of
-    # short branches, those of all heads that share a key stand in one line.
+    # With a mask, transformers copies keys and values for each query head, because GPU kernels would otherwise be
+    # slow. The CPU kernel reads shared heads in place and is faster with many queries, so for short branches the
+    # queries of all heads that share a key are put in one line.
     copies = query.shape[1] // key.shape[1] if part.width < SHORT else 1
     line = query.unflatten(1, (-1, copies)).flatten(2, 3)  # (R, heads / copies, copies W, d)
     mask, dropout, scale = part.mask(copies, query.dtype), kwargs.get("dropout", 0.0), kwargs.get("scaling")

@@ -1,4 +1,4 @@
-"""The Ray actor that scores rollouts: texts in, preference embeddings out, a prompt and each response once."""
+"""The Ray actor that scores rollouts: texts in, preference embeddings out; a prompt is encoded once per group."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ logger = init_logger(__name__)
 class BaseGPMRewardActor(BaseRewardModelActor):
     """The upstream reward actor, except that it reads texts and returns embeddings.
 
-    Texts, because the GPM has its own tokenizer and chat template; the policy's may be others.
+    It reads texts because the GPM's tokenizer and chat template may differ from the policy's.
     """
 
     full_tokens = 0
@@ -34,7 +34,7 @@ class BaseGPMRewardActor(BaseRewardModelActor):
     """Tokens that the model read of them, padding not counted."""
 
     def init_model_from_pretrained(self, strategy: Any, pretrain: str) -> None:
-        """Upstream's, with `reward_attention`, and what reads texts as the GPM was trained to."""
+        """Upstream's, with `reward_attention`, and the formatter that the GPM was trained with."""
         ds = strategy.args.ds  # this process's own copy
         ds.attn_implementation, ds.packing_samples = reward_attention(strategy.args)
         super().init_model_from_pretrained(strategy, pretrain)

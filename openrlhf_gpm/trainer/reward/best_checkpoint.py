@@ -1,4 +1,4 @@
-"""What a training run leaves beside its last weights: the best evaluated checkpoint and the model cards."""
+"""What a training run saves besides its last weights: the best checkpoint by evaluation, and the model cards."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from openrlhf_gpm.files import replace_directory
 logger = init_logger(__name__)
 
 BETTER = {"loss": ("eval_loss", -1), "acc": ("acc_mean", 1)}
-"""--gpm.save_best: the metric of the evaluation, and the sign that makes more of it better."""
+"""--gpm.save_best -> the metric of the evaluation, and 1 if higher is better, -1 if lower is."""
 
 
 class BestCheckpoint:
     """Keeps CKPT.OUTPUT_DIR/best: the weights of the best evaluation so far, with best.json and a model card.
 
-    Rank 0 decides and tells the others, because saving is a collective. The folder is replaced by a rename.
+    Rank 0 decides for all, because saving is collective. The folder is replaced by a rename.
     """
 
     def __init__(self, strategy: Any, tokenizer: Any, args: SimpleNamespace) -> None:
@@ -39,7 +39,7 @@ class BestCheckpoint:
         self.value: float | None = json.loads(record.read_text())[self.metric] if resumes else None
 
     def update(self, model: Any, metrics: dict[str, float], step: int) -> bool:
-        """Save `model` when `metrics` are the best so far; the same answer on every rank."""
+        """Save `model` if `metrics` are the best so far. Returns whether they are, the same on every rank."""
         decision = [self.value is None or self.sign * metrics[self.metric] > self.sign * self.value]
         if dist.is_initialized():
             dist.broadcast_object_list(decision, src=0)

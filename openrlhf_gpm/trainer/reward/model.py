@@ -1,4 +1,4 @@
-"""Builds a GPM the way OpenRLHF builds its reward model: ZeRO-3 init, LoRA, 4-bit, MoE are upstream's."""
+"""Builds a GPM as OpenRLHF builds its reward model: ZeRO-3 init, LoRA, 4-bit and MoE are upstream's."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ logger = init_logger(__name__)
 
 
 def model_builder(args: SimpleNamespace) -> Callable[..., nn.Module]:
-    """`get_llm_for_sequence_regression` for this run's arguments, with a GPM where the scalar reward model was."""
+    """`get_llm_for_sequence_regression` for this run's arguments, with a GPM in place of the scalar reward model."""
     return partial(build_gpm, args=args)
 
 
@@ -55,7 +55,7 @@ def build_gpm(
 
 
 def store_tau(model: Any) -> None:
-    """Write the value that a learnable tau has now into the model's config, where scoring reads it. Collective."""
+    """Write the current value of a learnable tau into the model's config, where scoring reads it. Collective."""
     if not model.config.gpm["learn_tau"]:
         return
     temperature = model.temperature
@@ -70,7 +70,7 @@ def _gpm_class(pretrained_class: type, trunk_class: type, _prefix: str, packing_
 
 
 def _zero_(weight: nn.Parameter) -> None:
-    """Every lambda starts equal. Under ZeRO-3 the weight is a shard and has to be gathered first."""
+    """Set the weight to 0, so that every lambda starts equal. Under ZeRO-3 it is a shard and is gathered first."""
     with (
         deepspeed.zero.GatheredParameters([weight], modifier_rank=0, enabled=hasattr(weight, "ds_id")),
         torch.no_grad(),

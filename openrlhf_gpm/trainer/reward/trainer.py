@@ -1,4 +1,4 @@
-"""Trains a GPM with OpenRLHF's reward-model trainer: what changes is the loss of a batch, and what a run keeps."""
+"""Trains a GPM with OpenRLHF's reward-model trainer, except for the loss of a batch and what a run saves."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class GPMRewardTrainer(RewardModelTrainer):
         self.metrics: dict[str, float] = {}  # of the last evaluation, for the model card
 
     def fit(self, args: Any, consumed_samples: int = 0, num_update_steps_per_epoch: int | None = None) -> None:
-        """Upstream's loop; afterwards the learned tau is in the config and the model card beside the checkpoint."""
+        """Upstream's loop; afterwards the learned tau is in the config and the model card is in the checkpoint."""
         if num_update_steps_per_epoch == 0:
             text = (
                 f"{len(self.train_dataloader.dataset)} prompts are fewer than --train.batch_size "
@@ -36,7 +36,7 @@ class GPMRewardTrainer(RewardModelTrainer):
             write_card(args, self.strategy._unwrap_model(self.model).config, self.metrics)
 
     def save_logs_and_checkpoints(self, args: Any, global_step: int, *rest: Any) -> None:
-        """Upstream's; a checkpoint that --ckpt.save_hf writes has the tau of its step in its config."""
+        """Upstream's, except that a checkpoint of --ckpt.save_hf has the tau of its step in its config."""
         if self.save_hf_ckpt:
             store_tau(self.strategy._unwrap_model(self.model))
         super().save_logs_and_checkpoints(args, global_step, *rest)
@@ -80,7 +80,7 @@ class GPMRewardTrainer(RewardModelTrainer):
         return loss, 0, preferred, torch.zeros_like(preferred), logs
 
     def evaluate(self, eval_dataloader: Any, steps: int = 0) -> dict[str, float]:
-        """Upstream's evaluation, which leaves a reward's mean and std in the config: a score has none."""
+        """Upstream's evaluation, less a reward's mean and std in the config, which a score does not have."""
         model = self.strategy._unwrap_model(self.model)
         self.metrics = super().evaluate(eval_dataloader, steps)
         del model.config.mean, model.config.std
@@ -93,7 +93,7 @@ class GPMRewardTrainer(RewardModelTrainer):
 def preferred_score(score: Tensor, label: Tensor) -> Tensor:
     """(C,) log-odds and labels -> the log-odds (C,) of the answer that each label prefers, 0 where it prefers none.
 
-    So a tie is never right, in whatever order it is written.
+    So a tie never counts as right, in whichever order it is written.
     """
     return torch.where(label < 0.5, -score, score).where(label != 0.5, 0)
 
@@ -109,12 +109,12 @@ def _check_finite(loss: Tensor, embedding: Tensor, names: list[str]) -> None:
 
 @torch.no_grad()
 def _metrics(embedding: Tensor, gate: Tensor, score: Tensor, preferred: Tensor, tau: float) -> dict[str, float]:
-    """What shows whether the GPM learns, and whether it needs to be one.
+    """Metrics that show whether the GPM learns, and whether a scalar reward would do.
 
     prob: mean probability of the preferred answer, 1/2 in a tie. score_scale: mean |score|, log-odds. gate_entropy: of
     the gate as a distribution over its k planes, nats. cyclic_share: the part of the scores among all the batch's
-    embeddings, in [0, 1], that no scalar reward can express; a property of the embedding space, for no two prompts are
-    ever compared. tau: the temperature.
+    embeddings, in [0, 1], that no scalar reward can express; a property of the embedding space: responses of
+    different prompts are never compared. tau: the temperature.
     """
     weights = gate / gate.sum(-1, keepdim=True)
     return {

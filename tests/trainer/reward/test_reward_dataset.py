@@ -50,7 +50,7 @@ def test_rows_of_one_prompt_become_one_group_with_every_comparison(dataset):
 
 @pytest.mark.parametrize("share", ["auto", "off"])
 def test_a_batch_points_at_the_embeddings_and_gates_of_its_comparisons(dataset, new_gpm, share):
-    """Against one call a comparison, each with its own two samples."""
+    """Against one call per comparison, each with its own two samples."""
     data = dataset(CYCLE, "--gpm.merge_prompts", "--gpm.share_prompt", share)
     batch = data.collate_fn(data.rows)
     assert ("forest" in batch["inputs"]) == (share == "auto")
@@ -72,7 +72,7 @@ def test_a_batch_points_at_the_embeddings_and_gates_of_its_comparisons(dataset, 
     assert c == len(batch["first"]) == 4
 
 
-def test_a_tree_has_fewer_tokens_than_full_encoding(dataset):
+def test_a_forest_has_fewer_tokens_than_full_encoding(dataset):
     shared, full = (
         data.collate_fn(data.rows)["inputs"]["input_ids"].numel()
         for data in (dataset(CYCLE, "--gpm.merge_prompts"), dataset(CYCLE, "--gpm.share_prompt", "off"))
