@@ -42,7 +42,7 @@ exec ${LAUNCH:-} openrlhf-gpm self-play --passes "${PASSES:-3}" --output "$out" 
   --data.apply_chat_template \
   --train.num_episodes 1 \
   --rollout.batch_size 256 \
-  --rollout.micro_batch_size 8 \
+  --rollout.micro_batch_size 10 \
   --train.batch_size 128 \
   --train.micro_batch_size 2 \
   --actor.adam.lr 5e-7 \

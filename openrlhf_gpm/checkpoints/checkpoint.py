@@ -17,6 +17,7 @@ from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrained
 from openrlhf_gpm.checkpoints.tensors import MISSING, adapter_shapes, check_head, tensor_shapes
 from openrlhf_gpm.config import GPMConfig
 from openrlhf_gpm.files import complete_directory, one_line, read_object
+from openrlhf_gpm.models.attention.choose import FORESTS
 from openrlhf_gpm.models.gpm import gpm_class
 from openrlhf_gpm.models.trunks import forest_obstacle, sliding_window
 from openrlhf_gpm.samples.formatting import Formatter
@@ -67,12 +68,13 @@ class Checkpoint:
 
         attn_implementation: --ds.attn_implementation. max_len: of a sample, in tokens; None: any length.
         """
-        if attn_implementation != "sdpa":
-            return f"--ds.attn_implementation {attn_implementation} does not read forests, sdpa does"
+        if attn_implementation not in FORESTS:
+            text = f"--ds.attn_implementation {attn_implementation} does not read forests"
+            return f"{text}, sdpa and flash_attention_2 do"
         window = sliding_window(self.hf)
         if window is not None and (max_len is None or max_len > window):
             return f"the trunk's sliding window is shorter ({window}) than --data.max_len {max_len}"
-        return forest_obstacle(self.hf)
+        return forest_obstacle(self.hf, attn_implementation)
 
 
 def open_checkpoint(path: Checkpoint | str | os.PathLike[str]) -> Checkpoint:

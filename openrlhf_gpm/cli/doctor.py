@@ -71,7 +71,7 @@ def examine() -> list[Finding]:
         _python(),
         _torch(gpus),
         *(_package(name, pins) for name in ("transformers", "deepspeed", "ray", "vllm", "peft")),
-        _flash_attn(gpus, pins),
+        _flash_attention(gpus, pins),
         _openrlhf(),
         _plugin(),
         _ray_cluster(),
@@ -104,14 +104,17 @@ def _package(name: str, pins: dict[str, str]) -> Finding:
     return Finding(name, "ok", version)
 
 
-def _flash_attn(gpus: int, pins: dict[str, str]) -> Finding:
-    version = _version("flash-attn")
-    if version is not None:
-        return Finding("flash-attn", "ok", version)
+def _flash_attention(gpus: int, pins: dict[str, str]) -> Finding:
+    """Which flash kernels there are: torch's own read groups that share a prompt, flash-attn's all else."""
+    version, torch = _version("flash-attn"), _version("torch") or "+cpu"
     if not gpus:
-        return Finding("flash-attn", "ok", "not installed; not used on a CPU")
+        return Finding("flash attention", "ok", "not used on a CPU")
+    shared = "torch's kernels read shared prompts" if "+cpu" not in torch else "torch has no kernels"
+    if version is not None:
+        return Finding("flash attention", "ok", f"{shared}; flash-attn {version} reads the rest")
     fix = f"pip install flash-attn=={pins.get('flash-attn', '2.8.3')} --no-build-isolation"
-    return Finding("flash-attn", "warn", "not installed: give another --ds.attn_implementation", fix)
+    found = f"{shared}; flash-attn is not installed: give another --ds.attn_implementation"
+    return Finding("flash attention", "warn", found, fix)
 
 
 def _openrlhf() -> Finding:

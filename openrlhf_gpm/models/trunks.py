@@ -15,11 +15,14 @@ from transformers import AttentionInterface, AttentionMaskInterface, AutoModel, 
 from transformers.cache_utils import get_layer_types_and_kwargs
 from transformers.masking_utils import sdpa_mask
 
-from openrlhf_gpm.models.attention.sdpa import FOREST_ATTENTION
+from openrlhf_gpm.models.attention.choose import FLASH_FORESTS, FORESTS
 
 LAYERS = {"full_attention", "sliding_attention"}
-SDPA = {"sdpa", FOREST_ATTENTION}
+SDPA = {"sdpa", FORESTS["sdpa"]}
+FLASH = {*FLASH_FORESTS, *FLASH_FORESTS.values()}
 PROBE = "forest_probe"
+UNREAD = {"softcap": "a soft cap", "s_aux": "attention sinks"}
+"""Keyword arguments of attention that neither kernel for forests reads."""
 
 
 def trunk_class(config: PretrainedConfig) -> Any:
@@ -31,17 +34,20 @@ def trunk_class(config: PretrainedConfig) -> Any:
 
 
 def use_forest_attention(trunk: Any) -> None:
-    """Switch a trunk that uses "sdpa" to the attention that also reads forests. Raises ValueError if it cannot."""
-    if trunk.config._attn_implementation == FOREST_ATTENTION:
+    """Switch a trunk to the same attention that also reads forests. Raises ValueError if it cannot."""
+    if trunk.config._attn_implementation in FORESTS.values():
         return
     obstacle = forest_obstacle(trunk.config)
     if obstacle:
         raise ValueError(f"{type(trunk).__name__} does not read forests: {obstacle}")
-    trunk.set_attn_implementation(FOREST_ATTENTION)
+    trunk.set_attn_implementation(FORESTS[trunk.config._attn_implementation])
 
 
-def forest_obstacle(config: PretrainedConfig) -> str | None:
-    """Why a trunk's samples must be encoded in full; None if it reads forests and the numbers stay the same."""
+def forest_obstacle(config: PretrainedConfig, attention: str | None = None) -> str | None:
+    """Why a trunk's samples must be encoded in full; None if it reads forests and the numbers stay the same.
+
+    attention: what the trunk is going to have, in transformers' words; None: what the config says.
+    """
     text = config.get_text_config(decoder=True)
     for rope in _rope_types(text):
         if "dynamic" in rope or rope in ("longrope", "su"):
@@ -51,17 +57,21 @@ def forest_obstacle(config: PretrainedConfig) -> str | None:
         return f"it has layers that are not attention ({', '.join(others)})"
     if getattr(text, "alibi", False):
         return "its attention goes by places in the row (ALiBi), not by positions"
-    attention = config._attn_implementation
-    if attention is None or attention in SDPA:
+    attention = attention or config._attn_implementation
+    if attention is None or attention in SDPA | FLASH:
+        config = deepcopy(config)
+        if attention in FLASH:
+            config._attn_implementation = "eager"  # so that it can be built where the package or the GPU is missing
         with torch.device("meta"):
-            trunk = trunk_class(config)(deepcopy(config))
-        attention = trunk.config._attn_implementation
-        if attention in SDPA and trunk._can_set_attn_implementation():
-            return _obstacle_in(trunk)
-    return f"its attention ({attention}) is not the sdpa of transformers' AttentionInterface"
+            trunk = trunk_class(config)(config)
+        if attention not in FLASH:
+            attention = trunk.config._attn_implementation  # transformers may have taken another
+        if attention in SDPA | FLASH and trunk._can_set_attn_implementation():
+            return _obstacle_in(trunk, attention)
+    return f"its attention ({attention}) is not the sdpa or flash attention of transformers' AttentionInterface"
 
 
-def _obstacle_in(trunk: Any) -> str | None:
+def _obstacle_in(trunk: Any, attention: str) -> str | None:
     """What keeps a trunk on the meta device from reading forests (consumes the trunk)."""
     if getattr(trunk, "_is_stateful", False):
         return "its layers are recurrent"
@@ -76,8 +86,11 @@ def _obstacle_in(trunk: Any) -> str | None:
     try:
         trunk(ids, position_ids=ids, attention_mask=mask, use_cache=False, forest="here")
     except _Asked as asked:
-        if asked.args == (True,):
+        arrived, ignored = asked.args
+        if arrived and (not ignored or attention in SDPA):  # sdpa ignores these in full encoding as well
             return None
+        if arrived:
+            return f"its flash attention has {ignored}, which is not implemented for forests"
     except RuntimeError as error:  # it reads a value before its first attention; tensors on the meta device have none
         return f"it cannot be checked without weights ({type(error).__name__}: {error})"
     return "it does not hand the forest on to its attention"
@@ -90,7 +103,9 @@ class _Asked(Exception):
 def _answer(
     module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
 ) -> tuple[Tensor, None]:
-    raise _Asked("forest" in kwargs and attention_mask is not None and attention_mask.numel() == 1)
+    ignored = [text for name, text in UNREAD.items() if kwargs.get(name) is not None]
+    arrived = "forest" in kwargs and attention_mask is not None and attention_mask.numel() == 1
+    raise _Asked(arrived, " and ".join(ignored))
 
 
 AttentionInterface.register(PROBE, _answer)

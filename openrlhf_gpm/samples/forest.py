@@ -2,7 +2,7 @@
 
 With causal attention the states of a sample's first tokens do not depend on what follows, so the numbers are those of
 encoding the samples one by one. All trees of a call form one row without padding: linear layers see each token once.
-Attention (`models/attention/`) splits the row into `Part`s.
+Attention splits the row, into `Part`s (`models/attention/sdpa.py`) or `Runs` (`models/attention/flash.py`).
 
 Notation: G groups, B samples; S tokens of a prefix, W of a branch; N tokens in the row; R rows of a part. Places are
 indices into the row.
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from openrlhf_gpm.samples.formatting import Encoded
+from openrlhf_gpm.samples.runs import Runs, forest_runs
 
 MAX_SHARE = 0.9
 """Use a forest only where it has at most this share of the tokens of encoding every sample in full."""
@@ -75,6 +76,15 @@ class Forest:
 
     parts: tuple[Part, ...]
 
+    own: Runs
+    """Every prefix and every branch, which looks at itself."""
+
+    before: Runs | None
+    """The branches of each group that has a prefix, which they look at too; None where none has."""
+
+    shared: int
+    """Tokens of all prefixes, which come first in the row."""
+
     longest: int
     """Tokens of the longest sample."""
 
@@ -99,8 +109,11 @@ class Forest:
     def to(self, device: torch.device | str) -> "Forest":
         """The same forest on another device, as `Tensor.to`."""
         parts = tuple(part.to(device) for part in self.parts)
-        tensors = {f.name: x.to(device) for f in fields(self) if isinstance(x := getattr(self, f.name), Tensor)}
-        return Forest(parts=parts, longest=self.longest, **tensors)
+        before = self.before and self.before.to(device)
+        tensors: dict[str, Any] = {
+            f.name: x.to(device) for f in fields(self) if isinstance(x := getattr(self, f.name), Tensor)
+        }
+        return replace(self, parts=parts, own=self.own.to(device), before=before, **tensors)
 
 
 def gate_sample(group: Sequence[Encoded]) -> int:
@@ -146,9 +159,17 @@ def collate_forest(groups: Sequence[Sequence[Encoded]]) -> dict[str, Any]:
     back = torch.empty_like(position_ids)
     back[queries[is_query]] = is_query.nonzero().squeeze(-1)
 
+    order = _row_order([len(places[i][0]) for i in first])
+    shared = [len(places[first[g]][0]) for g in order]
+    branches = [[len(e.input_ids) - S for e in groups[g]] for g, S in zip(order, shared, strict=True)]
+    own, before = forest_runs(shared, branches)
+
     readers = [i + gate_sample(group) for i, group in zip(first, groups, strict=True)]
     forest = Forest(
         parts=parts,
+        own=own,
+        before=before,
+        shared=sum(shared),
         longest=max(map(len, samples)),
         position_ids=position_ids[None],
         queries=queries,
@@ -163,10 +184,18 @@ def collate_forest(groups: Sequence[Sequence[Encoded]]) -> dict[str, Any]:
 def sample_places(groups: Sequence[Sequence[Encoded]]) -> list[tuple[Tensor, Tensor]]:
     """Places of each sample's tokens in the row of `collate_forest`: B pairs (those it shares, its own)."""
     shared = [shared_length(group) for group in groups]
-    own = [len(e.input_ids) - S for group, S in zip(groups, shared, strict=True) for e in group]
-    places = torch.arange(sum(shared) + sum(own)).split([*shared, *own])
-    prefixes = [prefix for prefix, group in zip(places, groups, strict=False) for _ in group]
-    return list(zip(prefixes, places[len(groups) :], strict=True))
+    order = _row_order(shared)
+    lengths = [shared[g] for g in order] + [len(e.input_ids) - shared[g] for g in order for e in groups[g]]
+    places = iter(torch.arange(sum(lengths)).split(lengths))
+    prefixes = {g: next(places) for g in order}
+    branches = {g: [next(places) for _ in groups[g]] for g in order}
+    return [(prefixes[g], branch) for g in range(len(groups)) for branch in branches[g]]
+
+
+def token_counts(groups: Sequence[Sequence[Encoded]]) -> tuple[int, int]:
+    """Tokens of all samples, and of their forest; without padding."""
+    full = sum(len(sample.input_ids) for group in groups for sample in group)
+    return full, full - sum((len(group) - 1) * shared_length(group) for group in groups)
 
 
 def forest_pays(groups: Sequence[Sequence[Encoded]], by_length: bool = False) -> bool:
@@ -175,9 +204,9 @@ def forest_pays(groups: Sequence[Sequence[Encoded]], by_length: bool = False) ->
     It is compared with one padded batch of all samples; by_length: with batches of samples of similar length, which
     have next to no padding.
     """
-    lengths = [len(sample.input_ids) for group in groups for sample in group]
-    forest = sum(lengths) - sum((len(group) - 1) * shared_length(group) for group in groups)
-    full = sum(lengths) if by_length else len(lengths) * max(lengths)
+    full, forest = token_counts(groups)
+    if not by_length:
+        full = sum(map(len, groups)) * max(len(sample.input_ids) for group in groups for sample in group)
     return forest <= MAX_SHARE * full
 
 
@@ -204,6 +233,11 @@ def forest_batches(groups: Sequence[Sequence[Encoded]], batch_tokens: int) -> It
             used += cost
     if batch:
         yield batch
+
+
+def _row_order(shared: Sequence[int]) -> list[int]:
+    """Groups in the order of the row: without a prefix last, so that the branches that see one are neighbours."""
+    return sorted(range(len(shared)), key=lambda g: shared[g] == 0)
 
 
 def _cut(rows: Sequence[tuple[Tensor, Tensor]]) -> Iterator[tuple[Part, Tensor, Tensor, Tensor]]:

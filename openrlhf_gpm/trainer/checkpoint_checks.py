@@ -11,3 +11,16 @@ def check_parallelism(args: SimpleNamespace) -> None:
         raise ValueError(f"--ds.value_head_prefix must be score for a GPM, got {args.ds.value_head_prefix}")
     if args.ds.ring_attn_size > 1:
         raise ValueError("--ds.ring_attn_size must be 1 for a GPM: ring attention is not supported")
+
+
+def reward_attention(args: SimpleNamespace) -> tuple[str, bool]:
+    """The attention of the reward actor's GPM in transformers' words, and whether samples are packed.
+
+    --gpm.attn_implementation auto takes what the policy takes, --ds.attn_implementation and --ds.packing_samples.
+    """
+    asked, choice = args.ds.attn_implementation, args.gpm.attn_implementation
+    if choice == "auto" or choice in asked:
+        return asked, args.ds.packing_samples
+    if choice == "flash":
+        return "flash_attention_2", args.ds.packing_samples
+    return "sdpa", False  # packed samples would need a mask of the whole row by itself

@@ -84,7 +84,7 @@ PER_LAYER_TYPE = {"full_attention": DYNAMIC, "sliding_attention": {"rope_type": 
         ("falcon_h1", {}, "(hybrid)"),
         ("recurrent_gemma", {"lru_width": 32}, "recurrent"),
         ("bloom", {"n_head": 4}, "(eager) is not the sdpa"),
-        ("falcon", {}, "(sdpa) is not the sdpa of transformers' AttentionInterface"),
+        ("falcon", {}, "(sdpa) is not the sdpa or flash attention of transformers' Att"),
         (
             "jetmoe",
             {"num_local_experts": 2, "kv_channels": 8},
@@ -96,6 +96,15 @@ PER_LAYER_TYPE = {"full_attention": DYNAMIC, "sliding_attention": {"rope_type": 
         ("stablelm", {}, "does not hand the forest on"),  # takes keyword arguments and drops them
         ("doge", {}, "does not hand the forest on"),  # makes a mask of its own
         ("llama", {"attn_implementation": "eager"}, "(eager) is not the sdpa"),
+        ("gemma2", {"attn_implementation": "flash_attention_2"}, "flash attention has a soft cap"),
+        ("gpt_oss", {"attn_implementation": "flash_attention_3"}, "flash attention has attention sinks"),
+        ("bert", {"attn_implementation": "flash_attention_2"}, "looks ahead"),
+        ("falcon", {"attn_implementation": "flash_attention_2"}, "(flash_attention_2) is not the sdpa or flash"),
+        ("stablelm", {"attn_implementation": "flash_attention_2"}, "does not hand the forest on"),
+        ("llama", {"attn_implementation": "flash_attention_2"}, None),
+        ("gemma2", {"attn_implementation": "flash_attention_2", "attn_logit_softcapping": None}, None),
+        ("gemma", {"attn_implementation": "flash_attention_2", "head_dim": 256}, None),
+        ("gpt_neox", {"attn_implementation": "flash_attention_2"}, None),
         ("llama", {}, None),
         ("gpt2", {}, None),
         ("gemma2", {}, None),

@@ -15,6 +15,7 @@ from openrlhf_gpm.samples.forest import (
     forest_pays,
     sample_places,
     shared_length,
+    token_counts,
 )
 from openrlhf_gpm.samples.formatting import Encoded
 
@@ -79,6 +80,24 @@ def test_a_forest_of_two_groups_by_hand():
     assert branches.mask(2, torch.float32) is twice  # made once a forward pass, not once a layer
     assert forest.back.tolist() == [0, 1, 2, 4, 5, 7, 8, 9, 10]
     assert forest.longest == 5
+    assert forest.shared == 3
+    assert forest.own.queries.tolist() == forest.own.keys.tolist() == [0, 2, 3, 5, 8, 9]
+    assert (forest.own.tokens, forest.own.longest_queries, forest.own.causal) == (9, 3, True)
+    assert (forest.before.queries.tolist(), forest.before.keys.tolist()) == ([0, 5, 6], [0, 2, 3])
+    before = forest.before
+    assert (before.tokens, before.longest_queries, before.longest_keys, before.causal) == (6, 5, 2, False)
+
+
+def test_groups_without_a_prefix_are_last_in_the_row():
+    """So that the branches that see a prefix are one stretch of queries."""
+    groups = [group([], [1, 2], [3]), group([7, 8], [4], [5, 6])]
+    batch = collate_forest(groups)
+    assert batch["input_ids"].tolist() == [[7, 8, 4, 5, 6, 1, 2, 3]]
+    forest = batch["forest"]
+    assert forest.last_at.tolist() == [6, 7, 2, 4]  # samples are in their own order
+    assert forest.own.queries.tolist() == [0, 2, 3, 5, 7, 8]
+    assert (forest.before.queries.tolist(), forest.before.keys.tolist()) == ([0, 3], [0, 2])
+    assert collate_forest(groups[:1])["forest"].before is None
 
 
 def test_the_gate_is_read_where_the_prompt_ends_even_inside_a_branch():
@@ -108,6 +127,12 @@ def test_padding_at_most_doubles_what_attention_reads(shapes):
         real = sum(prefixes.values()) + sum(len(shared) + len(own) for shared, own in places)
         rows = sum(part.rows for part in forest.parts)
         assert len(forest.keys) <= 2 * real + 2 * 31 * rows
+
+
+def test_tokens_are_counted_in_full_and_with_each_prefix_once():
+    many = [group([7, 8], [1, 2, 3, 4], [2, 3]), group([9], [1])]
+    assert token_counts(many) == (12, 10)
+    assert collate_forest(many)["input_ids"].numel() == 10
 
 
 def test_a_forest_pays_where_it_has_a_tenth_fewer_tokens():
@@ -269,7 +294,8 @@ def test_a_forest_moves_as_tensors_do():
     forest = collate_forest(SHAPES["one group"])["forest"].to("meta")
     tensors = [forest.position_ids, forest.queries, forest.keys, forest.back, forest.last_at, forest.gate_at]
     tensors += [part.mask(1, torch.bool) for part in forest.parts if part.prefix_lens is not None]
-    assert len(tensors) == 6 + 2
+    tensors += [x for runs in (forest.own, forest.before) for x in (runs.queries, runs.keys)]
+    assert len(tensors) == 6 + 2 + 4
     assert {x.device.type for x in tensors} == {"meta"}
 
 

@@ -33,6 +33,13 @@ def add_flags(parser: ArgumentParser) -> None:
         default="refuse",
         help="prompts that the policy or the GPM cannot read: end the run at the first, or leave out and count them",
     )
+    group.add_argument(
+        "--gpm.attn_implementation",
+        choices=["auto", "sdpa", "flash"],
+        default="auto",
+        help="attention of the reward actor's GPM; auto: as --ds.attn_implementation. Both share a prompt between its "
+        "responses",
+    )
     objectives.add_objective_flags(parser)
 
 
@@ -43,6 +50,8 @@ def check(args: SimpleNamespace) -> None:
     unread = objectives.unread_flags(args, type(objective) if scores_groups else None)
     if args.gpm.log_groups and not scores_groups:
         unread.append("--gpm.log_groups")
+    if args.gpm.attn_implementation != "auto" and args.reward_model_type != "gpm":
+        unread.append("--gpm.attn_implementation")
     if unread:
         logger.warning(f"{', '.join(unread)}: not used, because no part of this run reads them")
     if objective.own_loss:
@@ -77,6 +86,16 @@ def _check_groups(args: SimpleNamespace) -> None:
 
 def _check_gpm_reward(args: SimpleNamespace) -> None:
     check_parallelism(args)
+    if args.gpm.attn_implementation == "flash" and args.ds.param_dtype == "fp32":
+        raise ValueError(
+            "--gpm.attn_implementation flash has no kernel for --ds.param_dtype fp32: take sdpa, or bf16 weights"
+        )
+    micro, K = args.rollout.micro_batch_size, args.rollout.n_samples_per_prompt
+    if micro % K and not args.train.dynamic_batch_enable:
+        logger.warning(
+            f"--rollout.micro_batch_size {micro} cuts groups of {K} responses, and a prompt is encoded again for each "
+            f"part: {-(-micro // K) * K} would keep them whole"
+        )
     path, flag = args.reward.model_name_or_path, "--reward.model_name_or_path"
     checkpoint = open_pretrained(path, flag)
     if checkpoint.gpm.head == "pairwise":

@@ -63,8 +63,8 @@ class TrainingFlags:
     )
     share_prompt: str = flag(
         SHARE_PROMPT[0],
-        "auto: encode a prompt once for all its responses, exactly (needs --ds.attn_implementation sdpa; on a GPU no "
-        "packing)",
+        "auto: encode a prompt once for all its responses, exactly (needs --ds.attn_implementation sdpa or "
+        "flash_attention_2)",
         choices=SHARE_PROMPT,
     )
     merge_prompts: bool = flag(

@@ -10,7 +10,9 @@ from openrlhf.trainer.ppo_trainer import PPOTrainer
 from openrlhf.trainer.ray.launcher import RewardModelActor
 
 from openrlhf_gpm.plugin import GPMPlugin
+from openrlhf_gpm.trainer.checkpoint_checks import reward_attention
 from openrlhf_gpm.trainer.policy.placement import devices_needed
+from openrlhf_gpm.trainer.policy.reward_actor import saving
 from openrlhf_gpm.trainer.policy.upstream_flags import REFUSED, UNREAD
 
 GPM_DICT = {"dim": 4, "gate": "none", "normalize": True, "tau": 0.1, "format_version": 1}
@@ -63,6 +65,7 @@ def test_the_plugin_is_found_by_its_entry_point():
         (["--reward.normalize_enable"], "--reward.normalize_enable"),
         (["--data.label_key", "answer"], "--data.label_key"),
         (["--ds.ring_attn_size", "2"], "--ds.ring_attn_size"),
+        (["--gpm.attn_implementation", "flash", "--ds.param_dtype", "fp32"], "--gpm.attn_implementation"),
     ],
 )
 def test_what_cannot_work_is_refused_in_one_line_that_names_the_flag(align, flags, named, capsys):
@@ -85,6 +88,39 @@ def test_flags_that_nothing_reads_are_told(align, caplog):
         assert "--gpo.beta: not used" in caplog.text
         train_ppo_ray.parse_args(["--reward.model_name_or_path", "reward", "--gpm.log_groups", "groups"])
         assert "--gpm.log_groups: not used" in caplog.text
+        train_ppo_ray.parse_args(["--reward.model_name_or_path", "reward", "--gpm.attn_implementation", "sdpa"])
+        assert "--gpm.attn_implementation: not used" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("choice", "asked", "packing", "expected"),
+    [
+        ("auto", "flash_attention_2", True, ("flash_attention_2", True)),
+        ("auto", "sdpa", False, ("sdpa", False)),
+        ("auto", "eager", False, ("eager", False)),
+        ("flash", "flash_attention_3", True, ("flash_attention_3", True)),
+        ("flash", "sdpa", False, ("flash_attention_2", False)),
+        ("sdpa", "flash_attention_2", True, ("sdpa", False)),
+        ("sdpa", "eager", False, ("sdpa", False)),
+    ],
+)
+def test_the_attention_of_the_reward_actor_is_its_own_choice(align, choice, asked, packing, expected):
+    args = align("--gpm.attn_implementation", choice, "--ds.attn_implementation", asked)
+    args.ds.packing_samples = packing
+    assert reward_attention(args) == expected
+
+
+def test_micro_batches_that_cut_groups_are_told_with_a_size_that_does_not(align, caplog):
+    with caplog.at_level("WARNING"):
+        align("--rollout.micro_batch_size", "8")
+        assert "cuts groups" not in caplog.text
+        align("--rollout.micro_batch_size", "6")
+        assert "--rollout.micro_batch_size 6 cuts groups of 4 responses" in caplog.text
+        assert "8 would keep them whole" in caplog.text
+
+
+def test_the_log_says_what_share_of_tokens_was_saved():
+    assert saving(1000, 360) == "each prompt once: 360 of 1000 tokens encoded, 64% saved"
 
 
 def test_a_bradley_terry_checkpoint_is_not_taken_for_a_gpm(align, tmp_path, capsys):

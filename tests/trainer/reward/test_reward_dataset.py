@@ -80,10 +80,10 @@ def test_a_forest_has_fewer_tokens_than_full_encoding(dataset):
     assert shared < 0.6 * full
 
 
-def test_flash_attention_and_eager_encode_in_full(dataset):
-    for attention in ("flash_attention_2", "eager"):
-        data = dataset(CYCLE, "--ds.attn_implementation", attention)
-        assert "forest" not in data.collate_fn(data.rows)["inputs"]
+@pytest.mark.parametrize(("attention", "shares"), [("sdpa", True), ("flash_attention_2", True), ("eager", False)])
+def test_sdpa_and_flash_attention_read_forests_and_eager_encodes_in_full(dataset, attention, shares):
+    data = dataset(CYCLE, "--gpm.merge_prompts", "--ds.attn_implementation", attention)
+    assert ("forest" in data.collate_fn(data.rows)["inputs"]) is shares
 
 
 @pytest.mark.parametrize("share", ["auto", "off"])
