@@ -3,13 +3,17 @@
 # orchestrates. Two steps take about a minute and a half.
 #
 #   . examples/cpu/env.sh
-#   ray start --head --num-gpus 3 --include-dashboard=false    # 3 logical GPUs: policy, GPM, engine
+#   ray start --head --num-gpus 3 --num-cpus 8 --include-dashboard=false
 #   RAY_ADDRESS=127.0.0.1:6379 examples/cpu/gpo.sh             # LOSS=sppo for SPPO
 #   ray stop
+#
+# To Ray these are only numbers: policy, GPM and engine take a GPU and a CPU each, the controller a CPU. The policy goes to
+# outputs/tiny/gpo (or sppo).
 set -euo pipefail
 here=$(dirname "$0")
 . "$here/env.sh"
 world=${WORLD:-outputs/tiny}
+out=$world/${LOSS:-gpo}
 : "${RAY_ADDRESS:?set RAY_ADDRESS to a running cluster, see the head of this script}"
 
 python -m openrlhf.cli.train_ppo_ray \
@@ -18,7 +22,7 @@ python -m openrlhf.cli.train_ppo_ray \
   --reward_model_type gpm \
   --actor.policy_loss_type "${LOSS:-gpo}" \
   --gpo.beta 1 \
-  --gpm.log_groups "$world/groups" \
+  --gpm.log_groups "$out/groups" \
   --rollout.n_samples_per_prompt 8 \
   --rollout.max_new_tokens 4 \
   --data.max_len 32 \
@@ -41,7 +45,7 @@ python -m openrlhf.cli.train_ppo_ray \
   --ds.zero_stage 2 \
   --ds.param_dtype fp32 \
   --ds.attn_implementation sdpa \
-  --logger.tensorboard_dir "$world/tensorboard" \
-  --ckpt.output_dir "$world/policy" \
-  --ckpt.path "$world/policy_deepspeed" \
+  --logger.tensorboard_dir "$out/tensorboard" \
+  --ckpt.output_dir "$out" \
+  --ckpt.path "$out/deepspeed" \
   "$@"

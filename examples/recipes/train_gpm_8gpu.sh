@@ -6,7 +6,11 @@
 #   examples/recipes/train_gpm_8gpu.sh llama-8b              # learning rate 2e-6, embeddings of 8 numbers
 #   examples/recipes/train_gpm_8gpu.sh gemma-2b --gpm.gate none --gpm.dim 2       # a later flag overrides an earlier one
 #
-# For the paper's Bradley-Terry row, add --reward_model_type bt; the --gpm.* flags of this script are then not used.
+#   OUT=ckpt/bt-gemma-2b examples/recipes/train_gpm_8gpu.sh gemma-2b \
+#     --gpm.head reward --gpm.dim 2 --gpm.gate none --gpm.no_normalize --gpm.tau 1
+#
+# The last is the paper's Bradley-Terry row. It reads texts, so it also judges policies with another tokenizer, which
+# OpenRLHF's own --reward_model_type bt cannot.
 # The paper used v0.1 of the collection. v0.2 is the same without the pairs that overlap with RewardBench.
 set -euo pipefail
 
@@ -25,6 +29,8 @@ deepspeed --module openrlhf.cli.train_rm \
   --gpm.dim "$dim" \
   --gpm.gate softmax_scaled \
   --gpm.tau 0.1 \
+  --gpm.held_out 0.01 \
+  --gpm.bad_rows skip \
   --data.dataset "${DATA:-Skywork/Skywork-Reward-Preference-80K-v0.2}" \
   --data.chosen_key chosen \
   --data.rejected_key rejected \

@@ -8,10 +8,11 @@ import argparse
 import importlib
 import sys
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from openrlhf_gpm import __version__
 
-COMMANDS = ("score", "eval", "convert", "data", "patch", "doctor")
+COMMANDS = ("score", "eval", "convert", "data", "self-play", "patch", "doctor")
 
 DESCRIPTION = "General Preference Models (arXiv:2410.02197) for OpenRLHF: reward models that can express cycles."
 
@@ -21,6 +22,7 @@ first steps:
   openrlhf-gpm patch apply                               open the plugin seam in the installed OpenRLHF
   deepspeed --module openrlhf.cli.train_rm --reward_model_type gpm --gpm.dim 8 ...          train a GPM
   python -m openrlhf.cli.train_ppo_ray --reward_model_type gpm --actor.policy_loss_type gpo ...   train a policy
+  openrlhf-gpm self-play --passes 3 -- ...               several passes of that, each from the policy of the one before
   openrlhf-gpm data check pairs.jsonl                    what is in a preference file, and which rows are bad
   openrlhf-gpm eval --model ckpt/gpm --data pairs.jsonl --output outputs/eval
   openrlhf-gpm score --model ckpt/gpm --input groups.jsonl --output scores.jsonl
@@ -44,10 +46,14 @@ def build_parser(commands: Iterable[str] = COMMANDS) -> argparse.ArgumentParser:
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name in commands:
         try:
-            importlib.import_module(f"openrlhf_gpm.cli.{name}").add_parser(subparsers)
+            _module(name).add_parser(subparsers)
         except ImportError as error:
             subparsers.add_parser(name, help=f"(cannot start: {error})", add_help=False)
     return parser
+
+
+def _module(command: str) -> Any:
+    return importlib.import_module(f"openrlhf_gpm.cli.{command.replace('-', '_')}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -57,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = build_parser([asked] if asked in COMMANDS else COMMANDS)
     args, rest = parser.parse_known_args(argv)
     try:
-        command = importlib.import_module(f"openrlhf_gpm.cli.{args.command}")
+        command = _module(args.command)
         if rest:
             parser.error(f"unrecognized arguments: {' '.join(rest)}")
         return int(command.run(args))

@@ -70,8 +70,8 @@ def test_doctor_counts_the_gpus_of_the_cluster(address: str):
 
 def test_the_policy_is_aligned_and_saved(world: Path, address: str):
     shell("examples/cpu/gpo.sh", WORLD=str(world), RAY_ADDRESS=address)
-    assert (world / "policy" / "model.safetensors").exists()
-    steps = sorted((world / "groups").glob("step_*.jsonl"))
+    assert (world / "gpo" / "model.safetensors").exists()
+    steps = sorted((world / "gpo" / "groups").glob("step_*.jsonl"))
     groups = [json.loads(line) for step in steps for line in step.read_text().splitlines()]
     assert len(steps) == 2
     assert {len(group["responses"]) for group in groups} == {8}

@@ -16,9 +16,11 @@ import pytest
 import yaml
 
 from openrlhf_gpm.checkpoints.checkpoint import open_pretrained
+from openrlhf_gpm.cli.main import build_parser
 from openrlhf_gpm.config import GPMConfig
 from openrlhf_gpm.trainer.checkpoint_checks import reward_attention
 from openrlhf_gpm.trainer.reward.flags import share_prompt_obstacle
+from openrlhf_gpm.trainer.self_play import plan
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 STUB = """#!{python} -I
@@ -26,17 +28,30 @@ import json, os, sys
 with open({record!r}, "a") as file:
     file.write(json.dumps([os.path.basename(sys.argv[0]), *sys.argv[1:]]) + "\\n")
 if sys.argv[1:2] == ["show"]:
-    print("node-1")
+    print(*(f"node-{{i}}" for i in range(1, 5)), sep="\\n")
+if sys.argv[1:2] == ["-"]:  # the look at the nodes of the SLURM script
+    print(os.environ.get("ABSENT", ""))
 """
-PROGRAMS = ("deepspeed", "python", "python3", "ray", "srun", "scontrol")
-SLURM = {"SLURM_JOB_NODELIST": "node-[1-4]", "SLURM_JOB_NUM_NODES": "4"}
+PROGRAMS = ("deepspeed", "python", "python3", "openrlhf-gpm", "ray", "srun", "scontrol")
+SLURM = {
+    "SLURM_JOB_NODELIST": "node-[1-4]",
+    "SLURM_JOB_NUM_NODES": "4",
+    "SLURM_JOB_ID": "7",
+    "SLURM_CPUS_PER_TASK": "64",
+}
 RECIPES = {  # name -> (command, environment)
     "train_gpm gemma": (["recipes/train_gpm_8gpu.sh", "gemma-2b"], {}),
     "train_gpm llama": (["recipes/train_gpm_8gpu.sh", "llama-8b"], {}),
+    "train_gpm reward": (
+        [
+            *("recipes/train_gpm_8gpu.sh", "gemma-2b", "--gpm.head", "reward", "--gpm.dim", "2"),
+            *("--gpm.gate", "none", "--gpm.no_normalize", "--gpm.tau", "1"),
+        ],
+        {},
+    ),
     "train_gpm cyclic": (["recipes/train_gpm_cyclic.sh"], {"DATA": "cyclic.jsonl"}),
     "train_bt cyclic": (["recipes/train_gpm_cyclic.sh", "--reward_model_type", "bt"], {"DATA": "cyclic.jsonl"}),
     "gpo": (["recipes/gpo_llama3_8b_8gpu.sh"], {}),
-    "gpo bt": (["recipes/gpo_llama3_8b_8gpu.sh", "--reward_model_type", "bt"], {}),
     "sppo": (["recipes/sppo_llama3_8b_8gpu.sh"], {}),
     "sppo hard": (["recipes/sppo_llama3_8b_8gpu.sh", "--gpo.hard", "--gpo.responses", "best_worst"], {}),
     "gpo ray job": (["cluster/ray_job.sh"], {"NODES": "4"}),
@@ -53,7 +68,7 @@ RECIPES = {  # name -> (command, environment)
 def reward(tmp_path: Path) -> Path:
     """What the checks read of a GPM: its config.json."""
     config = {"model_type": "llama", "architectures": ["LlamaForSequenceClassification"], "gpm": GPMConfig().to_dict()}
-    for folder in (tmp_path / "reward", tmp_path / "world" / "gpm"):
+    for folder in (tmp_path / "reward", tmp_path / "world" / "gpm", tmp_path / "world" / "model"):
         folder.mkdir(parents=True)
         (folder / "config.json").write_text(json.dumps(config))
     return tmp_path / "reward"
@@ -61,27 +76,45 @@ def reward(tmp_path: Path) -> Path:
 
 def recorded(script: list[str], environment: dict[str, str], reward: Path) -> list[list[str]]:
     """Argument lists, program first, that the recipe started, in order."""
-    root = reward.parent
-    (root / "bin").mkdir()
+    done = started(script, environment, reward.parent)
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in (reward.parent / "record").read_text().splitlines()]
+
+
+def started(script: list[str], environment: dict[str, str], root: Path) -> subprocess.CompletedProcess[str]:
+    """The script, run to its end with stubs that write to `root`/record."""
+    (root / "bin").mkdir(exist_ok=True)
+    (root / "record").unlink(missing_ok=True)
     for name in PROGRAMS:
         stub = root / "bin" / name
         stub.write_text(STUB.format(python=sys.executable, record=str(root / "record")))
         stub.chmod(0o755)
-    env = {**os.environ, "PATH": f"{root / 'bin'}:{os.environ['PATH']}", "REWARD": str(reward)}
+    env = {**os.environ, "PATH": f"{root / 'bin'}:{os.environ['PATH']}", "REWARD": str(root / "reward")}
     env |= {"OUT": str(root / "out"), "WORLD": str(root / "world"), **environment}
-    done = subprocess.run(["bash", *script], env=env, cwd=EXAMPLES.parent, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0, done.stderr
-    return [json.loads(line) for line in (root / "record").read_text().splitlines()]
+    return subprocess.run(["bash", *script], env=env, cwd=EXAMPLES.parent, capture_output=True, text=True, timeout=60)
 
 
 def trainings(commands: list[list[str]]) -> list[tuple[str, list[str]]]:
-    """(module below openrlhf.cli, its arguments) of each training among the commands."""
+    """(module below openrlhf.cli, its arguments) of each training, every pass of self-play included."""
     found = []
     for command in commands:
         for place, word in enumerate(command):
             if word.startswith("openrlhf.cli."):
                 found.append((word.removeprefix("openrlhf.cli."), command[place + 1 :]))
+        if "self-play" in command:
+            args = build_parser(["self-play"]).parse_args(command[command.index("self-play") :])
+            for each in plan(args.flags, args.passes, args.output):
+                flags = list(each.flags)
+                each.folder.mkdir(parents=True, exist_ok=True)  # as if the pass had been trained, for the one after it
+                found.append(("train_ppo_ray", flags))
     return found
+
+
+def test_a_flag_of_the_user_wins_over_the_recipes(reward: Path):
+    script = [str(EXAMPLES / RECIPES["gpo"][0][0]), "--gpo.beta", "2"]
+    runs = [parse(*run) for run in trainings(recorded(script, {"DATA": "mine{pass}", "PASSES": "2"}, reward))]
+    assert [run.gpo.beta for run in runs] == [2, 2]
+    assert [run.data.prompt_dataset for run in runs] == ["mine1", "mine2"]
 
 
 def parse(module: str, arguments: list[str]) -> Any:
@@ -166,29 +199,49 @@ def test_training_a_gpm_on_gpus_shares_prompts(reward: Path):
         assert share_prompt_obstacle(start, run, run.data.max_len) is None
 
 
-def test_a_pass_that_is_done_is_not_done_again(reward: Path):
-    done = reward.parent / "out" / "pass1"
-    done.mkdir(parents=True)
-    (done / "config.json").write_text("{}")
-    passes = parsed("gpo", reward)
-    assert [Path(run.ckpt.output_dir).name for run in passes] == ["pass2", "pass3"]
-    assert passes[0].actor.model_name_or_path == str(done)
-
-
-def test_the_ray_job_carries_the_training_behind_its_own_options(reward: Path):
+def test_all_passes_are_one_ray_job_behind_its_own_options(reward: Path):
     script, environment = RECIPES["gpo ray job"]
-    first = recorded([str(EXAMPLES / script[0])], environment, reward)[0]
-    assert first[:3] == ["ray", "job", "submit"]
-    environment_file = next(word for word in first if word.startswith("--runtime-env=")).partition("=")[2]
-    assert set(yaml.safe_load((EXAMPLES.parent / environment_file).read_text())) == {"env_vars"}
-    assert first[first.index("--") + 1 : first.index("--") + 4] == ["python3", "-m", "openrlhf.cli.train_ppo_ray"]
+    (submitted,) = recorded([str(EXAMPLES / script[0])], environment, reward)
+    assert submitted[:3] == ["ray", "job", "submit"]
+    environment_file = next(word for word in submitted if word.startswith("--runtime-env=")).partition("=")[2]
+    assert set(yaml.safe_load((EXAMPLES / "cluster" / environment_file).read_text())) == {"env_vars"}
+    assert submitted[submitted.index("--") + 1 :][:2] == ["openrlhf-gpm", "self-play"]
 
 
-def test_slurm_starts_ray_on_the_head_and_on_the_other_nodes(reward: Path):
+def test_a_ray_job_needs_an_absolute_output(reward: Path):
+    done = started([str(EXAMPLES / "cluster/ray_job.sh")], {"OUT": "ckpt/gpo"}, reward.parent)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "OUT must be an absolute path" in done.stderr
+
+
+def test_slurm_gives_every_ray_the_cpus_and_memory_of_its_node(reward: Path):
     commands = recorded([str(EXAMPLES / "cluster/slurm.sbatch")], SLURM, reward)
     starts = [command for command in commands if command[0] == "srun"]
-    assert sorted("--head" in command for command in starts) == [False, True]
-    assert any("--ntasks=3" in command for command in starts)
+    assert sorted(word for command in starts for word in command if word.startswith("--nodelist")) == [
+        f"--nodelist=node-{i}" for i in range(1, 5)
+    ]
+    assert sorted("--head" in command for command in starts) == [False, False, False, True]
+    for command in starts:
+        assert {"--cpus-per-task=64", "--mem=0", "--num-cpus=64", "--num-gpus=8"} <= set(command)
+
+
+def test_slurm_ends_in_seconds_when_a_ray_start_ends(reward: Path):
+    """The stub for srun ends at once, as one does whose port is taken."""
+    done = started([str(EXAMPLES / "cluster/slurm.sbatch")], SLURM | {"ABSENT": "node-1 node-3"}, reward.parent)
+    assert done.returncode == 1
+    assert "error: ray start ended on node-" in done.stderr
+    assert "self-play" not in (reward.parent / "record").read_text()
+
+
+def test_slurm_names_the_nodes_that_have_not_joined_in_time(reward: Path):
+    root = reward.parent
+    started([str(EXAMPLES / "recipes/sppo_llama3_8b_8gpu.sh")], {}, root)  # makes the stubs
+    (root / "bin" / "srun").write_text("#!/bin/sh\nexec tail -f /dev/null\n")
+    late = SLURM | {"ABSENT": "node-3", "START_SECONDS": "0", "PATH": f"{root / 'bin'}:{os.environ['PATH']}"}
+    command = ["bash", str(EXAMPLES / "cluster/slurm.sbatch")]
+    done = subprocess.run(command, env=os.environ | late, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert "these nodes have not joined in time: node-3" in done.stderr
 
 
 def test_the_kuberay_job_runs_the_recipe_on_as_many_gpus_as_it_orders(reward: Path):

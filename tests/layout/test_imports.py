@@ -42,6 +42,7 @@ CLUSTER = {"openrlhf", "ray", "deepspeed"}
 INSIDE_OPENRLHF = {
     PACKAGE / "plugin.py",
     PACKAGE / "trainer/checkpoint_checks.py",
+    PACKAGE / "trainer/self_play.py",
     *PACKAGE.glob("trainer/reward/*.py"),
     *PACKAGE.glob("trainer/policy/*.py"),
 }

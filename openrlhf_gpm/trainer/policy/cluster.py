@@ -29,7 +29,7 @@ from openrlhf_gpm.trainer.policy.placement import (
 NODES_SECONDS = 120
 """For all nodes together; importing a package over a network file system can take a while."""
 
-FREE_SECONDS = 20
+FREE_SECONDS = 15
 """How long the actors of a run that has just ended may hold what they have."""
 
 
@@ -55,14 +55,13 @@ def check_room(args: SimpleNamespace) -> None:
     asked = bundles(args)
     total = {node_name(node): node["Resources"] for node in alive_nodes()}
     if missing := shortage(asked, total):
-        kind, text = missing
-        raise ValueError(f"{demand(asked)}; the Ray cluster has {held(total)}: {text} are missing; {REMEDIES[kind]}")
+        raise ValueError(f"{demand(asked)}; the Ray cluster has {held(total)}: {missing}. {REMEDIES[missing.kind]}")
     end = time.monotonic() + FREE_SECONDS
     while missing := shortage(asked, free := free_resources()):
         if time.monotonic() > end:
             raise ValueError(
-                f"{demand(asked)}; of the Ray cluster's {held(total)} only {held(free)} are free: {missing[1]} "
-                f"are missing; {BUSY_REMEDY}"
+                f"{demand(asked)}; of the Ray cluster's {held(total)} only {held(free)} are free: {missing}. "
+                f"{BUSY_REMEDY}"
             )
         time.sleep(0.5)
 

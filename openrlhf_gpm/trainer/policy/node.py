@@ -1,4 +1,4 @@
-"""What one node of a Ray cluster says about itself. Runs there, so it imports the standard library only."""
+"""What one node of a Ray cluster says about itself. It runs there, so it imports little."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import time
 import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from openrlhf_gpm.files import one_line
 
 PACKAGES = ("openrlhf-gpm", "openrlhf", "vllm", "torch", "transformers", "ray")
 SHARED = "put it on storage that all nodes share, under the same path"
@@ -100,10 +102,9 @@ def _model_problem(flag: str, name: str) -> str:
     try:
         hf_hub_download(name, "config.json")
     except Exception as error:  # the hub's own kinds, and those of the network below it
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         return (
-            f"cannot get {flag} {name} ({reason}): no such folder there and not on the Hub; give an absolute path, or "
-            "set HF_TOKEN (gated models) and HF_HOME where Ray was started"
+            f"cannot get {flag} {name} ({one_line(error)}): no such folder there, and not from the Hub; give an "
+            "absolute path, or set HF_TOKEN (gated models) and HF_HOME where the run starts"
         )
     return ""
 

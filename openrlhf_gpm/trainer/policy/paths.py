@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from functools import reduce
+from operator import attrgetter
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -62,12 +62,12 @@ def output_folders(args: SimpleNamespace) -> dict[str, Path]:
 
 def value(args: SimpleNamespace, flag: str) -> Any:
     """The value of a flag, given without its dashes, in nested arguments."""
-    return reduce(getattr, flag.split("."), args)
+    return attrgetter(flag)(args)
 
 
 def _set(args: SimpleNamespace, flag: str, new: str) -> None:
-    *parents, name = flag.split(".")
-    setattr(reduce(getattr, parents, args), name, new)
+    group, _, name = flag.partition(".")
+    setattr(getattr(args, group), name, new)
 
 
 def _absolute(path: str) -> str:

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import SimpleNamespace
+from typing import NamedTuple
 
 CONTROLLER_CPUS = 1
 """Ray starts an actor that names no resources, as OpenRLHF's controller does, where one CPU is free."""
 
 REMEDIES = {
-    "GPU": "lower --actor/--ref/--reward.num_gpus_per_node or --vllm.num_engines, pass --train.colocate_all, add "
+    "GPU": "Lower --actor/--ref/--reward.num_gpus_per_node or --vllm.num_engines, pass --train.colocate_all, add "
     "nodes, or set RAY_ADDRESS to the right cluster (on a CPU: ray start --head --num-gpus N)",
-    "CPU": "start Ray with more, `ray start --num-cpus N` (on a laptop N may exceed its cores)",
+    "CPU": "Start Ray with more, `ray start --num-cpus N` (on a laptop N may exceed its cores)",
 }
 BUSY_REMEDY = "`ray status` shows what is in use: wait for the other job, or stop it"
 
@@ -49,8 +50,21 @@ def devices_needed(args: SimpleNamespace) -> int:
     return sum(bundles(args).values())
 
 
-def shortage(asked: Mapping[str, int], nodes: Mapping[str, Resources]) -> tuple[str, str] | None:
-    """("GPU" or "CPU", how many and why) of what the nodes lack for these bundles and the controller, or None.
+class Shortage(NamedTuple):
+    """What nodes lack."""
+
+    kind: str
+    """"GPU" or "CPU"."""
+    number: int
+    why: str = ""
+
+    def __str__(self) -> str:
+        plural = "s are" if self.number > 1 else " is"
+        return f"{self.number} {self.kind}{plural} missing" + (f" ({self.why})" if self.why else "")
+
+
+def shortage(asked: Mapping[str, int], nodes: Mapping[str, Resources]) -> Shortage | None:
+    """What the nodes lack for these bundles and the controller, or None.
 
     nodes: by name, what Ray says of each ({"GPU": 8.0, "CPU": 64.0, ...}), in total or free.
     """
@@ -58,19 +72,15 @@ def shortage(asked: Mapping[str, int], nodes: Mapping[str, Resources]) -> tuple[
     gpus = {name: int(node.get("GPU", 0)) for name, node in nodes.items()}
     cpus = {name: int(node.get("CPU", 0)) for name, node in nodes.items()}
     if sum(gpus.values()) < needed:
-        return "GPU", f"{needed - sum(gpus.values())} GPUs"
+        return Shortage("GPU", needed - sum(gpus.values()))
     room = sum(min(gpus[name], cpus[name]) for name in nodes)
     if room < needed:
-        poor = [f"{name} has {gpus[name]} GPUs and {cpus[name]} CPUs" for name in nodes if cpus[name] < gpus[name]]
-        return (
-            "CPU",
-            f"{needed + CONTROLLER_CPUS - room} CPUs ({', '.join(poor)}; each GPU goes with a CPU of its node)",
-        )
+        poor = [f"{name} has {cpus[name]} CPUs for {gpus[name]} GPUs" for name in nodes if cpus[name] < gpus[name]]
+        # CPUs of nodes with more of them than GPUs are of no use to the bundles, but one is to the controller.
+        spare = sum(cpus[name] - min(gpus[name], cpus[name]) for name in nodes)
+        return Shortage("CPU", needed - room + max(0, CONTROLLER_CPUS - spare), "; ".join(poor))
     if sum(cpus.values()) < needed + CONTROLLER_CPUS:
-        return (
-            "CPU",
-            f"{needed + CONTROLLER_CPUS - sum(cpus.values())} CPUs (the controller needs one besides the GPUs')",
-        )
+        return Shortage("CPU", needed + CONTROLLER_CPUS - sum(cpus.values()), "the controller's")
     return None
 
 

@@ -18,8 +18,8 @@ from typing import IO, Any
 from openrlhf.utils.logging_utils import init_logger
 
 from openrlhf_gpm import objectives
+from openrlhf_gpm.files import read_object, write
 from openrlhf_gpm.flags import flag_fields
-from openrlhf_gpm.scoring.store import write
 from openrlhf_gpm.trainer.policy.paths import local_inputs, output_folders, value
 from openrlhf_gpm.trainer.policy.resume import check_resume
 
@@ -124,7 +124,7 @@ def check_flags(args: SimpleNamespace) -> None:
                 raise ValueError(f"--{flag} {folder} holds files, but no run.json of their run: name another folder")
             logger.warning(f"--{flag} {folder} has no run.json: whether its checkpoints had these flags is not known")
             continue
-        if changed := differences(json.loads((folder / "run.json").read_text(encoding="utf-8")), state):
+        if changed := differences(read_object(folder / "run.json", "name another folder"), state):
             raise ValueError(
                 f"--{flag} {folder} holds a run with other flags: {'; '.join(changed)}. Give those again, name "
                 "another folder, or delete this one"

@@ -1,0 +1,51 @@
+"""`openrlhf-gpm self-play`: several passes of train_ppo_ray, each from the policy of the one before."""
+
+import argparse
+from pathlib import Path
+
+EXAMPLE = """\
+example: three passes, each over its own prompts, on the Ray cluster of RAY_ADDRESS
+
+  $ openrlhf-gpm self-play --passes 3 --output ckpt/gpo -- \\
+      --actor.model_name_or_path meta-llama/Meta-Llama-3-8B-Instruct \\
+      --reward_model_type gpm --reward.model_name_or_path ckpt/gpm --actor.policy_loss_type gpo \\
+      --data.prompt_dataset 'prompts{pass}.jsonl' --data.input_key prompt --ckpt.save_steps 20 ...
+
+Flags after `--` go to `python -m openrlhf.cli.train_ppo_ray` of every pass; {pass} becomes the number of the pass
+(quote it). Pass 1 starts from --actor.model_name_or_path, pass 2 from OUTPUT/pass1, and so on. self-play itself sets
+--ckpt.output_dir OUTPUT/passN, --ckpt.path OUTPUT/passN/deepspeed and --ckpt.load_enable.
+
+After a stop or a crash the same command goes on: finished passes are skipped, and the open one continues from its
+last checkpoint (--ckpt.save_steps N keeps one every N steps). Other flags in the same OUTPUT are refused, and so is a
+second self-play while the first is alive. The checkpoints of a finished pass (14 bytes per weight each) are removed.
+
+Exit status: 0 when all passes are done, 2 for flags that cannot work, else that of the pass that failed.
+"""
+
+
+def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Declare the command and its options."""
+    parser = subparsers.add_parser(
+        "self-play",
+        help="train a policy in several passes, each from the policy of the one before",
+        description="Passes of openrlhf.cli.train_ppo_ray as one run that can be stopped and started again.",
+        epilog=EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage="openrlhf-gpm self-play [--passes N] [--output DIR] -- FLAGS_OF_TRAIN_PPO_RAY",
+    )
+    parser.add_argument("--passes", type=int, default=3, metavar="N", help="how many (default: 3)")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("ckpt/self-play"),
+        metavar="DIR",
+        help="policies go to DIR/pass1, DIR/pass2 ...; all nodes must share it (default: %(default)s)",
+    )
+    parser.add_argument("flags", nargs="*", metavar="FLAGS", help="of train_ppo_ray, after `--`")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Exit status: 0 when all passes are done."""
+    from openrlhf_gpm.trainer import self_play
+
+    return self_play.run(self_play.plan(args.flags, args.passes, args.output), lambda text: print(text, flush=True))

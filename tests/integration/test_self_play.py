@@ -1,0 +1,70 @@
+"""Two passes by one driver, killed between them: the same command goes on, and each pass is trained once."""
+
+import signal
+import subprocess
+import sys
+
+import pytest
+from safetensors.torch import load_file
+
+
+@pytest.fixture(scope="module")
+def run(stack, gpm, ray_env, tmp_path_factory):
+    """(folder, prompts of each pass, weights of pass 1 when the driver was killed, output of the second start)."""
+    folder = tmp_path_factory.mktemp("passes")
+    prompts = {number: [{"prompt": f"w{number} w{i} w{i + 1} "} for i in range(6)] for number in (1, 2)}
+    for number, rows in prompts.items():
+        stack.write_jsonl(folder / f"prompts{number}.jsonl", rows)
+    flags = stack.ppo_command(
+        folder / "unused",
+        *("--reward_model_type", "gpm", "--reward.model_name_or_path", str(gpm), "--actor.policy_loss_type", "gpo"),
+        *("--data.prompt_dataset", f"{folder}/prompts{{pass}}.jsonl", "--gpm.log_groups", f"{folder}/groups{{pass}}"),
+        *("--rollout.batch_size", "4", "--train.batch_size", "16", "--gpo.beta", "0.5", "--ckpt.save_steps", "1"),
+    )[3:]
+    for flag in ("--ckpt.output_dir", "--ckpt.path"):
+        place = flags.index(flag)
+        del flags[place : place + 2]
+    driver = [sys.executable, "-m", "openrlhf_gpm.cli.main", "self-play", "--passes", "2"]
+    command = [*driver, "--output", str(folder / "out"), "--", *flags]
+
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "start_new_session": True}
+    with subprocess.Popen(command, env=ray_env, **options) as first:
+        lines = []
+        for line in first.stdout:
+            lines.append(line)
+            if line.startswith("pass 2:"):
+                first.send_signal(signal.SIGKILL)
+                break
+        else:
+            pytest.fail(f"the driver ended with {first.wait()} before pass 2: {''.join(lines[-40:])}")
+    weights = load_file(folder / "out/pass1/model.safetensors")
+    second = stack.run(command, folder / "second.log", ray_env)
+    return folder, prompts, weights, second
+
+
+def test_the_finished_pass_is_kept_and_the_second_starts_from_it(run):
+    folder, _, weights, second = run
+    assert f"pass 1 is done: {folder}/out/pass1" in second
+    assert f"pass 2: {folder}/out/pass1 -> {folder}/out/pass2" in second
+    kept = load_file(folder / "out/pass1/model.safetensors")
+    assert all((weights[name] == kept[name]).all() for name in kept)
+
+
+def test_every_prompt_of_every_pass_is_trained_once(run, stack):
+    folder, prompts, _, _ = run
+    for number, rows in prompts.items():
+        logged = [
+            row["prompt"] for file in (folder / f"groups{number}").glob("step_*") for row in stack.read_jsonl(file)
+        ]
+        assert sorted(logged) == sorted(row["prompt"] for row in rows)
+
+
+def test_each_pass_moves_the_policy_and_leaves_no_checkpoints(run, stack):
+    folder, _, _, _ = run
+    start, first, second = (
+        load_file(f"{path}/model.safetensors")
+        for path in (stack.world["policy"], folder / "out/pass1", folder / "out/pass2")
+    )
+    for before, after in ((start, first), (first, second)):
+        assert any((before[name] != after[name]).any() for name in after)
+    assert not list((folder / "out").glob("*/deepspeed"))

@@ -1,0 +1,165 @@
+"""The driver of several passes: what it plans, refuses and skips, and how it ends. No test here starts Ray."""
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from openrlhf_gpm.cli.main import main
+from openrlhf_gpm.trainer.policy.run_state import run_state
+from openrlhf_gpm.trainer.self_play import Pass, plan, unfinished
+
+SIZES = {"vocab_size": 16, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+
+
+def save_model(folder: Path) -> None:
+    torch.manual_seed(0)
+    LlamaForCausalLM(LlamaConfig(**SIZES)).save_pretrained(folder)
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Path:
+    """A policy, a reward model and prompts for two passes."""
+    save_model(tmp_path / "policy")
+    save_model(tmp_path / "judge")
+    for number in (1, 2):
+        (tmp_path / f"prompts{number}.jsonl").write_text(json.dumps({"prompt": f"{number}"}) + "\n")
+    return tmp_path
+
+
+@pytest.fixture
+def flags(world: Path) -> list[str]:
+    """A GPO run with a Bradley-Terry reward."""
+    return [
+        *("--actor.model_name_or_path", f"{world}/policy", "--reward.model_name_or_path", f"{world}/judge"),
+        *("--actor.policy_loss_type", "gpo", "--algo.kl.init_coef", "0", "--actor.num_gpus_per_node", "1"),
+        *("--rollout.n_samples_per_prompt", "2", "--rollout.batch_size", "2", "--train.batch_size", "2"),
+        *("--rollout.micro_batch_size", "1", "--train.micro_batch_size", "1", "--vllm.num_engines", "1"),
+        *("--data.prompt_dataset", f"{world}/prompts{{pass}}.jsonl", "--data.input_key", "prompt"),
+    ]
+
+
+def arguments(world: Path, *flags: str) -> list[str]:
+    return ["self-play", "--passes", "2", "--output", str(world / "out"), "--", *flags]
+
+
+def self_play(world: Path, *flags: str) -> int:
+    """The exit status of the command, run in this process; argparse and OpenRLHF's checks end it by SystemExit."""
+    try:
+        return main(arguments(world, *flags))
+    except SystemExit as ended:
+        return int(ended.code or 0)
+
+
+def finish(each: Pass) -> None:
+    """Leave what a pass leaves that was trained and killed before its checkpoints were removed."""
+    from openrlhf.cli.train_ppo_ray import parse_args
+
+    each.checkpoints.mkdir(parents=True)
+    state = run_state(parse_args(list(each.flags)))
+    save_model(each.folder)
+    (each.folder / "run.json").write_text(json.dumps(state))
+
+
+def test_each_pass_has_its_own_prompts_and_starts_from_the_one_before(tmp_path):
+    first, second = plan(["--data.prompt_dataset", "iter{pass}", "--actor.model_name_or_path", "start"], 2, tmp_path)
+    assert first.flags == (
+        *("--data.prompt_dataset", "iter1", "--actor.model_name_or_path", "start"),
+        *("--ckpt.output_dir", f"{tmp_path}/pass1", "--ckpt.path", f"{tmp_path}/pass1/deepspeed"),
+        "--ckpt.load_enable",
+    )
+    assert second.flags[1] == "iter2"
+    assert second.flags[-2:] == ("--actor.model_name_or_path", f"{tmp_path}/pass1")
+
+
+@pytest.mark.parametrize("flag", ["--ckpt.output_dir=x", "--ckpt.path", "--ckpt.load_enable"])
+def test_flags_that_the_driver_sets_are_refused(flag, tmp_path):
+    with pytest.raises(ValueError, match=rf"{flag.partition('=')[0]} is set by self-play"):
+        plan([flag], 2, tmp_path)
+
+
+@pytest.mark.parametrize("damage", ["no config", "no weights", "half the weights", "a shard is missing"])
+def test_a_pass_is_done_when_its_model_is_whole(tmp_path, damage):
+    (each,) = plan(["--train.seed", "1"], 1, tmp_path)
+    assert "does not exist" in unfinished(each)
+    save_model(each.folder)
+    assert unfinished(each) is None
+    weights = each.folder / "model.safetensors"
+    if damage == "no config":
+        (each.folder / "config.json").unlink()
+    elif damage == "no weights":
+        weights.unlink()
+    elif damage == "half the weights":
+        weights.write_bytes(weights.read_bytes()[: weights.stat().st_size // 2])
+    else:
+        index = {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}
+        (each.folder / "model.safetensors.index.json").write_text(json.dumps(index))
+        weights.rename(each.folder / "model-00001-of-00002.safetensors")
+    assert str(each.folder) in unfinished(each)
+
+
+def test_finished_passes_are_skipped_and_lose_their_checkpoints(world, flags, capsys):
+    passes = plan(flags, 2, world / "out")
+    for each in passes:
+        finish(each)
+    capsys.readouterr()
+    assert self_play(world, *flags) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        f"pass 1 is done: {world}/out/pass1",
+        f"pass 2 is done: {world}/out/pass2",
+        f"all 2 passes are done: the policy is {world}/out/pass2",
+    ]
+    assert not any(each.checkpoints.exists() for each in passes)
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--gpo.beta", "2"], "--gpo.beta was 1.0, is 2.0"),
+        (["--train.batch_size", "3"], "--train.batch_size 3"),
+        (["--data.prompt_dataset", "prompts1.jsonl"], "prompts1.jsonl does not exist"),
+        (["--gpm.log_groups", "groups"], "put {pass} into it"),
+        (["--actor.policy_loss_type", "ppo", "--algo.advantage.estimator", "reinforce"], "--reward_model_type gpm"),
+    ],
+)
+def test_what_cannot_work_in_any_pass_ends_before_the_first_in_one_line(world, flags, more, said, capsys):
+    if "--gpo.beta" in more:
+        finish(plan(flags, 2, world / "out")[0])
+    assert self_play(world, *flags, *more) == 2
+    captured = capsys.readouterr()
+    assert said in captured.err.splitlines()[-1]
+    assert "process" not in captured.out
+
+
+def test_a_later_pass_that_is_done_without_the_one_before_is_refused(world, flags, capsys):
+    save_model(plan(flags, 2, world / "out")[1].folder)
+    assert self_play(world, *flags) == 2
+    assert "out/pass2 is done, but pass 1 before it is not" in capsys.readouterr().err
+
+
+def test_the_exit_status_of_a_pass_is_handed_on_with_what_to_do(world, flags, monkeypatch, capsys):
+    monkeypatch.setenv("RAY_ADDRESS", "nowhere")  # not an address: ray.init raises at once
+    assert self_play(world, *flags) == 1
+    out = capsys.readouterr().out
+    assert f"pass 1: {world}/policy -> {world}/out/pass1" in out
+    assert "pass 1 ended with exit status 1: its output above says why. The same command starts" in out
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGKILL, -9)])
+def test_the_pass_ends_with_its_driver(world, flags, number, status):
+    command = [sys.executable, "-m", "openrlhf_gpm.cli.main", *arguments(world, *flags)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as driver:
+        assert f"pass 1: {world}/policy -> {world}/out/pass1, process" in driver.stdout.readline()
+        (child,) = psutil.Process(driver.pid).children()
+        assert "openrlhf.cli.train_ppo_ray" in child.cmdline()
+        driver.send_signal(number)
+        assert driver.wait(60) == status
+        assert psutil.wait_procs([child], timeout=10) == ([child], [])
+        if number == signal.SIGTERM:
+            assert "pass 1 was stopped. The same command starts this pass again" in driver.stdout.read()
