@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+from itertools import chain, pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -53,7 +54,7 @@ RECIPES = {  # name -> (command, environment)
 def reward(tmp_path: Path) -> Path:
     """What the checks read of a GPM: its config.json."""
     config = {"model_type": "llama", "architectures": ["LlamaForSequenceClassification"], "gpm": GPMConfig().to_dict()}
-    for folder in (tmp_path / "reward", tmp_path / "world" / "gpm"):
+    for folder in (tmp_path / "reward", tmp_path / "world" / "gpm", tmp_path / "world" / "model"):
         folder.mkdir(parents=True)
         (folder / "config.json").write_text(json.dumps(config))
     return tmp_path / "reward"
@@ -71,7 +72,11 @@ def recorded(script: list[str], environment: dict[str, str], reward: Path) -> li
     env |= {"OUT": str(root / "out"), "WORLD": str(root / "world"), **environment}
     done = subprocess.run(["bash", *script], env=env, cwd=EXAMPLES.parent, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
-    return [json.loads(line) for line in (root / "record").read_text().splitlines()]
+    commands = [json.loads(line) for line in (root / "record").read_text().splitlines()]
+    for flag, value in chain.from_iterable(map(pairwise, commands)):
+        if flag == "--ckpt.output_dir" and value.startswith(str(root)):  # the next pass starts from it
+            Path(value).mkdir(parents=True, exist_ok=True)
+    return commands
 
 
 def trainings(commands: list[list[str]]) -> list[tuple[str, list[str]]]:
@@ -158,12 +163,12 @@ def test_the_reward_actor_of_a_recipe_shares_prompts(name: str, reward: Path):
         assert run.rollout.micro_batch_size % run.rollout.n_samples_per_prompt == 0  # no group is cut
 
 
-def test_training_a_gpm_on_gpus_shares_prompts(reward: Path):
-    for name in ("train_gpm gemma", "train_gpm cyclic"):
-        (run,) = parsed(name, reward)
-        assert run.ds.attn_implementation == "flash_attention_2"
-        start = open_pretrained(str(reward), "--model.model_name_or_path")  # the recipe's own is not here
-        assert share_prompt_obstacle(start, run, run.data.max_len) is None
+@pytest.mark.parametrize("name", ["train_gpm gemma", "train_gpm cyclic"])
+def test_training_a_gpm_on_gpus_shares_prompts(name: str, reward: Path):
+    (run,) = parsed(name, reward)
+    assert run.ds.attn_implementation == "flash_attention_2"
+    start = open_pretrained(str(reward), "--model.model_name_or_path")  # the recipe's own is not here
+    assert share_prompt_obstacle(start, run, run.data.max_len) is None
 
 
 def test_a_pass_that_is_done_is_not_done_again(reward: Path):
