@@ -95,7 +95,7 @@ class Forest:
     """(sum of R W,) places of each row's own tokens, part after part; rows are padded right with place 0."""
 
     keys: Tensor
-    """(sum of R (S + W),) places of the tokens before a row, then of its own, each padded right with place 0."""
+    """(sum of R (S + W),) places of the tokens before a row, then of its own, each padded right with its own first."""
 
     back: Tensor
     """(N,) index of each token among the queries."""
@@ -252,7 +252,8 @@ def _cut(rows: Sequence[tuple[Tensor, Tensor]]) -> Iterator[tuple[Part, Tensor, 
     for _, members in sorted(similar.items(), reverse=True):
         before, is_before = _pad([rows[i][0] for i in members])  # (R, S)
         own, is_own = _pad([rows[i][1] for i in members])  # (R, W)
-        keys = torch.cat([before, own], 1)
+        # Padding repeats the row's own token: a masked key that is NaN would make the whole row NaN.
+        keys = torch.where(torch.cat([is_before, is_own], 1), torch.cat([before, own], 1), own[:, :1])
         part = Part(len(own), own.shape[1], keys.shape[1], is_before.sum(1) if before.shape[1] else None)
         yield part, own.flatten(), is_own.flatten(), keys.flatten()
 

@@ -87,7 +87,8 @@ class GPM:
 
         Each pair is a group of its own. With head "pairwise" a response is what `pair_text` makes of two.
         """
-        return self._embed_apart(encode_all(self.formatter, prompts, responses))
+        samples = encode_all(self.formatter, prompts, responses)
+        return self.backend.embed_groups([[sample] for sample in samples])
 
     def score(self, prompt: Prompt, responses: Sequence[str], id: Any = None) -> dict[str, Any]:
         """Compare K responses to one prompt.
@@ -124,16 +125,13 @@ class GPM:
             samples = [encoded for _, encoded in window]
             v, gate = self.backend.embed_groups(samples)
             parts = v.split([len(encoded) for encoded in samples])
-            for (group, encoded), v_group, gate_group in zip(window, parts, gate, strict=True):
-                size = len(group.responses)
-                result = self._result(v_group, gate_group, size)
-                if not is_finite(result):
-                    if finite == "refuse":
-                        raise ValueError(
-                            f"group {group.id!r}: the model's embeddings are not finite: try --dtype fp32, or check "
-                            "the checkpoint's training"
-                        )
-                    result = self._result(*self._what_is_finite(encoded), size)
+            for (group, _), v_group, gate_group in zip(window, parts, gate, strict=True):
+                result = self._result(v_group, gate_group, len(group.responses))
+                if finite == "refuse" and not is_finite(result):
+                    raise ValueError(
+                        f"group {group.id!r}: the model's embeddings are not finite: try --dtype fp32, or check the "
+                        "checkpoint's training"
+                    )
                 yield {"id": group.id, **result}
 
     def _windows(self, groups: Iterable[Group | PreferenceGroup], first_index: int) -> Iterator[Window]:
@@ -160,14 +158,6 @@ class GPM:
         if self.config.head == "pairwise":
             return pairwise_result(v[:, 0], size, self.config.tau)
         return group_result(v, gate if self.config.gated else None, self.config.tau)
-
-    def _what_is_finite(self, samples: Sequence[Encoded]) -> tuple[Tensor, Tensor]:
-        """Embeddings and the gate of a group, its samples apart: inside one call of attention, NaN spreads."""
-        v, gates = self._embed_apart(samples)
-        return v, gates[torch.isfinite(gates).all(-1).double().argmax()]  # the prompt's, so any row's will do
-
-    def _embed_apart(self, samples: Sequence[Encoded]) -> tuple[Tensor, Tensor]:
-        return self.backend.embed_groups([[sample] for sample in samples])
 
 
 def sample_texts(config: GPMConfig, responses: Sequence[str]) -> list[str]:

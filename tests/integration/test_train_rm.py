@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer
 
 from openrlhf_gpm import GPM
 
@@ -88,7 +89,7 @@ def test_a_run_resumes_from_its_deepspeed_checkpoint_to_the_same_model(stack, tm
     (tmp_path / "rest_ckpt" / "latest").write_text("global_step2")
     rest = stack.train_rm(tmp_path / "rest", *flags, "--ckpt.load_enable")
     assert rest["train/loss"] == pytest.approx(whole["train/loss"][2:], abs=1e-6)
-    one, two = (GPM.from_pretrained(tmp_path / name).model.state_dict() for name in ("whole", "rest"))
+    one, two = (GPM.from_pretrained(tmp_path / name).backend.model.state_dict() for name in ("whole", "rest"))
     assert all(torch.allclose(one[name], two[name], atol=1e-6) for name in one)
 
 
@@ -155,7 +156,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_the_names_of_its_rows(stack
     """One token's embedding is NaN, and one row has that token."""
     shutil.copytree(stack.world["base"], tmp_path / "broken")
     weights = load_file(tmp_path / "broken" / "model.safetensors")
-    weights["model.embed_tokens.weight"][-1] = float("nan")
+    weights["model.embed_tokens.weight"][AutoTokenizer.from_pretrained(tmp_path / "broken").vocab["w59"]] = math.nan
     save_file(weights, tmp_path / "broken" / "model.safetensors", {"format": "pt"})
     rows = [{"id": f"pair-{i}", "prompt": "w1 ", "chosen": f"w{i}", "rejected": "w2"} for i in (3, 4, 5, 59)]
     stack.write_jsonl(tmp_path / "rows.jsonl", rows)

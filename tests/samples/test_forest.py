@@ -69,9 +69,10 @@ def test_a_forest_of_two_groups_by_hand():
     prefixes, branches = forest.parts
     assert (prefixes.rows, prefixes.width, prefixes.seen, prefixes.prefix_lens) == (2, 2, 2, None)
     assert (branches.rows, branches.width, branches.seen) == (3, 3, 5)
-    assert forest.queries[:4].tolist() == forest.keys[:4].tolist() == [0, 1, 2, 0]
+    assert forest.queries[:4].tolist() == [0, 1, 2, 0]
+    assert forest.keys[:4].tolist() == [0, 1, 2, 2]
     assert forest.queries[4:].view(3, 3).tolist() == [[3, 4, 0], [5, 6, 7], [8, 0, 0]]
-    assert forest.keys[4:].view(3, 5).tolist() == [[0, 1, 3, 4, 0], [0, 1, 5, 6, 7], [2, 0, 8, 0, 0]]
+    assert forest.keys[4:].view(3, 5).tolist() == [[0, 1, 3, 4, 3], [0, 1, 5, 6, 7], [2, 8, 8, 8, 8]]
     mask = branches.mask(1, torch.bool)
     assert mask[1, 0].int().tolist() == [[1, 1, 1, 0, 0], [1, 1, 1, 1, 0], [1, 1, 1, 1, 1]]
     assert mask[2, 0, 0].int().tolist() == [1, 0, 1, 0, 0]  # the shorter prefix ends earlier
@@ -279,6 +280,21 @@ def test_forests_give_the_gradients_of_full_encoding(new_gpm, checkpointing):
         scale = want.abs().max()
         assert scale > 0, name
         assert (forest[name] - want).abs().max() <= 1e-5 * scale, name
+
+
+def test_nan_stays_in_its_sample_or_if_it_is_shared_in_its_group(new_gpm):
+    """The row's first token is NaN, and so is one response's; padding must not carry either to other samples."""
+    model = new_gpm()
+    groups = [group([30, 31, 32], [60, 61], [62]), group([40, 41], [63, 64, 65], [33, 64]), group([42], [66], [67])]
+    batch = collate_forest(groups)
+    expected = model(**batch)
+    with torch.no_grad():
+        model.get_input_embeddings().weight[[30, 33]] = torch.nan
+        v, gate = model(**batch)
+    assert v.isnan().any(-1).tolist() == [True, True, False, True, False, False]
+    assert gate.isnan().any(-1).tolist() == [True, False, False]
+    for got, want in zip((v, gate), expected, strict=True):
+        torch.testing.assert_close(got[~got.isnan()], want[~got.isnan()], atol=1e-5, rtol=0)
 
 
 def test_a_bf16_trunk_has_an_fp32_head(new_gpm):
