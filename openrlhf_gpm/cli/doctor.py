@@ -45,11 +45,24 @@ class Finding:
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     parser = subparsers.add_parser("doctor", help="what is installed and patched, what would fail, how to fix it")
     parser.add_argument("--json", action="store_true", help="print the findings as JSON")
+    parser.add_argument(
+        "--cluster",
+        action="store_true",
+        help="also look at every node of the Ray cluster at RAY_ADDRESS, as a run does before it starts: software, "
+        "free GPUs and CPUs (takes some seconds)",
+    )
+    parser.add_argument("--shared", metavar="DIR", help="with --cluster: a folder that all nodes must see as the same")
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the findings. Returns exit status 0 if training can run here, else 1."""
+    if args.shared and not args.cluster:
+        raise ValueError("--shared is looked at by the nodes of a cluster: add --cluster")
+    if args.shared and not Path(args.shared).is_dir():
+        raise ValueError(f"--shared {args.shared} is not a folder: name one that the nodes have")
     findings = examine()
+    if args.cluster:
+        findings += _nodes(args.shared, findings)
     failed = [finding for finding in findings if finding.level == "fail"]
     if args.json:
         print(json.dumps({"training": not failed, "findings": [asdict(finding) for finding in findings]}, indent=2))
@@ -161,6 +174,19 @@ def _ray_cluster() -> Finding:
         fix = "ray start with --num-gpus N (logical GPUs on a CPU); otherwise a run would wait forever"
         return Finding("ray cluster", "fail", f"{address}: {nodes} nodes without GPUs", fix)
     return Finding("ray cluster", "ok", f"{address}: {gpus} GPUs on {nodes} nodes")
+
+
+def _nodes(shared: str | None, findings: list[Finding]) -> list[Finding]:
+    """One row per node."""
+    (cluster,) = (finding for finding in findings if finding.what == "ray cluster")
+    if "RAY_ADDRESS" not in os.environ or cluster.level == "fail":
+        return [Finding("nodes", "fail", "no cluster to look at", "see `ray cluster` above")]
+    from openrlhf_gpm.trainer.policy.cluster import survey
+
+    rows = []
+    for node, (found, problems) in survey(shared).items():
+        rows.append(Finding(f"node {node}", "fail" if problems else "ok", found, "; ".join(problems)))
+    return rows
 
 
 def _environment(gpus: int) -> list[Finding]:

@@ -7,6 +7,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -45,9 +46,9 @@ def check_cluster(args: SimpleNamespace) -> None:
         shared={f"--{flag}": str(folder) for flag, folder in checkpoint_folders(args).items()},
         flash=args.ds.attn_implementation == "flash_attention_2" and os.environ.get("DS_ACCELERATOR") != "cpu",
     )
-    problems = node_problems(question)
-    if problems:
-        raise ValueError("; ".join(problems))
+    lines = [f"node {node} {problem}" for node, problems in node_problems(question).items() for problem in problems]
+    if lines:
+        raise ValueError("; ".join(lines))
 
 
 def check_room(args: SimpleNamespace) -> None:
@@ -66,28 +67,45 @@ def check_room(args: SimpleNamespace) -> None:
         time.sleep(0.5)
 
 
-def node_problems(question: Question) -> list[str]:
-    """What is wrong with the nodes, one line per fault, each with the node's name. All are asked at the same time."""
+def node_problems(question: Question) -> dict[str, list[str]]:
+    """What is wrong with each node, one line per fault, by the node's name. All are asked at the same time."""
     with _probe(question) as question:
-        found = _answers(question)
-    problems = []
-    for node, (answered, error) in found.items():
-        if answered is None:
-            problems.append(f"node {node} {error}")
-            continue
-        problems += [f"node {node} {problem}" for problem in answered["problems"].values()]
-        for package, version in versions().items():
-            if (there := answered["versions"].get(package, "missing")) != version:
-                problems.append(
-                    f"node {node} has {package} {there}, the driver has {version}: give all nodes one image"
-                )
-        for flag, files in answered["models"].items():
-            if files != (here := model_files(question.models[flag])):
-                problems.append(
-                    f"node {node} has other files in {flag} {question.models[flag]} ({files}; the driver: {here}): "
-                    "share one folder, or copy it again"
-                )
-    return problems
+        return {
+            node: [error] if error else _faults(question, found) for node, (found, error) in _ask(question).items()
+        }
+
+
+def _faults(question: Question, found: dict[str, dict[str, str]]) -> list[str]:
+    """The problems that a node names itself, and its differences from this one."""
+    faults = list(found["problems"].values())
+    for package, version in versions().items():
+        if (there := found["versions"].get(package, "missing")) != version:
+            faults.append(f"has {package} {there}, the driver has {version}: give all nodes one image")
+    for flag, files in found["models"].items():
+        if files != (here := model_files(question.models[flag])):
+            faults.append(
+                f"has other files in {flag} {question.models[flag]} ({files}; the driver: {here}): share one folder, "
+                "or copy it again"
+            )
+    return faults
+
+
+def survey(shared: str | None) -> dict[str, tuple[str, list[str]]]:
+    """Look at every node of RAY_ADDRESS before a run: {node: (what it has free, problems)}.
+
+    shared: a folder that all nodes must see as the same.
+    """
+    ray.init(address=os.environ["RAY_ADDRESS"], logging_level="ERROR", log_to_driver=False)
+    try:
+        question = Question(shared={"--shared": os.path.abspath(shared)} if shared else {})
+        problems, free = node_problems(question), free_resources()
+        total = {node_name(node): node["Resources"] for node in alive_nodes()}
+        return {
+            node: (f"{held({node: total[node]})}, free {held({node: free[node]})}", problems.get(node, []))
+            for node in total
+        }
+    finally:
+        ray.shutdown()
 
 
 def alive_nodes() -> list[dict[str, Any]]:
@@ -115,27 +133,24 @@ def held(nodes: dict[str, Resources]) -> str:
 _answer = ray.remote(num_cpus=0)(answer)
 
 
-def _answers(question: Question) -> dict[str, tuple[dict[str, dict[str, str]] | None, str]]:
-    """(answer, "") or (None, why there is none), by the node's name."""
+def _ask(question: Question) -> dict[str, tuple[dict[str, dict[str, str]], str]]:
+    """(answer, "") or ({}, why there is none) of every node, by its name."""
     asked = {}
     for node in alive_nodes():
         flash = question.flash and node["Resources"].get("GPU", 0) > 0
         here = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
         task = _answer.options(scheduling_strategy=here, max_retries=0)
-        asked[node_name(node)] = task.remote(Question(**{**vars(question), "flash": flash}))
+        asked[node_name(node)] = task.remote(replace(question, flash=flash))
     ray.wait(list(asked.values()), num_returns=len(asked), timeout=NODES_SECONDS)
-    found: dict[str, tuple[dict[str, dict[str, str]] | None, str]] = {}
-    for where, reference in asked.items():
+    found: dict[str, tuple[dict[str, dict[str, str]], str]] = {}
+    for name, reference in asked.items():
         try:
-            found[where] = ray.get(reference, timeout=0), ""
+            found[name] = ray.get(reference, timeout=0), ""
         except ray.exceptions.GetTimeoutError:
-            found[where] = None, f"did not answer within {NODES_SECONDS} s: is it healthy?"
+            found[name] = {}, f"did not answer within {NODES_SECONDS} s: is it healthy?"
         except ray.exceptions.RayError as error:
             last = str(error).strip().splitlines()[-1]
-            found[where] = (
-                None,
-                f"cannot run openrlhf-gpm ({last}): install it there, or give every node one image",
-            )
+            found[name] = {}, f"cannot run openrlhf-gpm ({last}): install it there, or give every node one image"
     return found
 
 
@@ -151,7 +166,7 @@ def _probe(question: Question) -> Iterator[Question]:
                 file.touch()
             except OSError as error:
                 raise ValueError(f"cannot write to {file.parent}: {error.strerror}; name another folder") from error
-        yield Question(**{**vars(question), "probe": probe})
+        yield replace(question, probe=probe)
     finally:
         for file in files:
             file.unlink(missing_ok=True)
