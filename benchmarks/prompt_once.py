@@ -1,4 +1,7 @@
-"""Scoring a group: the prompt once, against OpenRLHF's reward actor, full encoding, and an encoder of pairs.
+"""Scoring a group: the prompt once, against OpenRLHF's reward actor, the other layout, and an encoder of pairs.
+
+The other layout is full encoding where a group is read as a forest, and a forest where it falls back: the last line
+says how near the choice comes to the better of the two.
 
 SmolLM2-135M in fp32, the same ids and weights in every arm; numbers are checked before a speed is printed.
 
@@ -19,13 +22,14 @@ from smollm2 import OUTPUTS, checkpoints, load_bt, load_gpm_fp32, random_group
 from timing import compare
 
 from openrlhf_gpm.samples.batch import collate
-from openrlhf_gpm.samples.forest import forest_pays, shared_length
+from openrlhf_gpm.samples.forest import collate_forest, forest_pays, shared_length
 from openrlhf_gpm.samples.formatting import Encoded
 from openrlhf_gpm.scoring.torch_backend import TorchBackend
 
 SHAPES = ((256, 64), (512, 64))  # prompt, response: where sharing pays
 FALLBACKS = ((16, 128), (64, 128), (64, 64))  # where little is shared; K = 2 and 8
 PAIRWISE_UP_TO = 8
+OTHER_LAYOUT = ("full encoding", "forest")
 
 
 class RewardActorPath:
@@ -91,12 +95,18 @@ def measure(
     def once() -> None:
         shared.embed_groups(groups)
 
+    @torch.no_grad()
+    def as_forest() -> None:
+        models["gpm"](**collate_forest(groups))
+
     def pairwise() -> list[torch.Tensor]:
         return [encode_pairs(models["pairwise"], group, prompt) for group in groups]
 
     arms: dict[str, tuple[Callable[[], object], int]] = {"OpenRLHF's actor": (rewards, k * length)}
     if shares:
         arms["full encoding"] = (lambda: full.embed_groups(groups), k * length)
+    else:
+        arms["forest"] = (as_forest, prompt + k * response)
     if shares and k <= PAIRWISE_UP_TO:
         arms["all pairs"] = (pairwise, k * (k - 1) * (prompt + 2 * response))
     rows = [
@@ -105,6 +115,16 @@ def measure(
         if not only or arm in only
     ]
     return [{"prompt": prompt, "response": response, "k": k, "groups": count, **row} for row in rows]
+
+
+def lowest_choice(rows: list[dict[str, Any]]) -> str:
+    """The row in which the layout that was chosen is slowest against the other."""
+    others = [row for row in rows if row["name"].endswith(OTHER_LAYOUT)]
+    worst = min(others, key=lambda row: row["median"], default=None)
+    if worst is None:
+        return "the choice of layout was not measured"
+    speed = f"{min(1, worst['median']):.2f} of the better layout [{worst['low']:.2f}, {worst['high']:.2f}]"
+    return f"the choice is never below {speed}, {worst['name']}"
 
 
 def main() -> None:
@@ -121,6 +141,7 @@ def main() -> None:
     cases = [(p, r, k) for p, r in SHAPES for k in args.group_sizes]
     cases += [(p, r, k) for p, r in FALLBACKS for k in (2, 8)]
     rows = [row for case in cases for row in measure(*case, models, args.groups, args.pairs, args.arms)]
+    print(lowest_choice(rows))
     OUTPUTS.mkdir(parents=True, exist_ok=True)
     (OUTPUTS / "prompt_once.json").write_text(json.dumps({"threads": args.threads, "rows": rows}, indent=2) + "\n")
     print(f"written to {OUTPUTS / 'prompt_once.json'}")

@@ -3,13 +3,14 @@
 SmolLM2-135M in fp32, exported by `openrlhf-gpm convert --to classifier`; the embeddings of all arms are compared
 before a speed is printed. Every repetition has new token ids, so that nothing is cached from the one before.
 
-usage: python benchmarks/vllm_prefix.py [--prompt 256 --response 64 --k 8 --groups 4] [--pairs 7]
+usage: python benchmarks/vllm_prefix.py [--prompt 256 --response 64 --k 8 32 --groups 4] [--pairs 7]
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Iterator
 from itertools import count
 from typing import Any
 
@@ -26,7 +27,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prompt", type=int, default=256)
     parser.add_argument("--response", type=int, default=64)
-    parser.add_argument("--k", type=int, default=8)
+    parser.add_argument("--k", type=int, nargs="+", default=[8, 32])
     parser.add_argument("--groups", type=int, default=4)
     parser.add_argument("--pairs", type=int, default=7)
     args = parser.parse_args()
@@ -40,9 +41,17 @@ def main() -> None:
         "transformers, prompt once": TorchBackend(load_gpm_fp32(path)),
     }
     seeds = count()
+    rows = [row for k in args.k for row in measure(k, backends, seeds, args)]
+    OUTPUTS.mkdir(parents=True, exist_ok=True)
+    (OUTPUTS / "vllm_prefix.json").write_text(json.dumps({"settings": vars(args), "rows": rows}, indent=2) + "\n")
+    print(f"written to {OUTPUTS / 'vllm_prefix.json'}; torch {torch.__version__}")
+
+
+def measure(k: int, backends: dict[str, Any], seeds: Iterator[int], args: argparse.Namespace) -> list[dict[str, Any]]:
+    """The rows of groups of k: each backend against vLLM without its cache."""
 
     def groups() -> list[Any]:
-        return [random_group(args.prompt, args.response, args.k, next(seeds)) for _ in range(args.groups)]
+        return [random_group(args.prompt, args.response, k, next(seeds)) for _ in range(args.groups)]
 
     same = groups()
     embeddings = [backend.embed_groups(same)[0] for backend in backends.values()]
@@ -53,16 +62,14 @@ def main() -> None:
     slow, rows = backends["vllm, no cache"], []
     for name, fast in list(backends.items())[1:]:
         ratio = compare(lambda: slow.embed_groups(groups()), lambda fast=fast: fast.embed_groups(groups()), args.pairs)
-        rows.append({"name": name, **vars(ratio)})
+        rows.append({"name": name, "k": k, **vars(ratio)})
         print(
-            f"{args.prompt}/{args.response} K={args.k}, {args.groups} groups: vllm, no cache -> {name:26} "
+            f"{args.prompt}/{args.response} K={k}, {args.groups} groups: vllm, no cache -> {name:26} "
             f"{ratio.median:5.2f}x [{ratio.low:.2f}, {ratio.high:.2f}]  {ratio.slow_seconds:.2f} s -> "
             f"{ratio.fast_seconds:.2f} s",
             flush=True,
         )
-    OUTPUTS.mkdir(parents=True, exist_ok=True)
-    (OUTPUTS / "vllm_prefix.json").write_text(json.dumps({"settings": vars(args), "rows": rows}, indent=2) + "\n")
-    print(f"written to {OUTPUTS / 'vllm_prefix.json'}; torch {torch.__version__}")
+    return rows
 
 
 if __name__ == "__main__":

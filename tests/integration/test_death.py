@@ -43,5 +43,6 @@ def test_a_run_ends_when_one_of_its_actors_is_killed(stack, gpm, ray_env, tmp_pa
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
     reasons = [line for line in lines if f"{name} died" in line and "--ckpt.load_enable" in line]
-    assert any("step 3" in line or "step 4" in line for line in reasons), "".join(lines[-20:])
+    steps = ("step 2", "step 3", "step 4")  # whichever had begun
+    assert any(step in line for step in steps for line in reasons), "".join(lines[-20:])
     assert not (tmp_path / "policy" / "config.json").exists()

@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 from openrlhf_gpm import GPM
 
 GPM_FLAGS = ("--reward_model_type", "gpm", "--gpm.dim", "4")
-CYCLE = ["w1 w2", "w3 w4", "w5 w6"]  # each beats the next, the last beats the first
+CYCLE = ["w5 w6", "w3 w4", "w1 w2"]  # each beats the next, the last beats the first; the new head has it the other way
 
 
 @pytest.fixture(scope="module")

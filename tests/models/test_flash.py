@@ -183,6 +183,16 @@ def test_nothing_but_a_gpu_has_the_kernels():
         assert not flash.can_read(*inputs(forest, dtype=torch.bfloat16, device=device), 0.0)
 
 
+def test_the_kernels_of_torch_are_called_as_it_defines_them():
+    """The meta device has their shapes, and no numbers."""
+    forest = collate_forest(SHAPES["ragged"])["forest"].to("meta")
+    leaves = [x.requires_grad_() for x in inputs(forest, dtype=torch.bfloat16, device="meta")]
+    out = flash.read(*leaves, forest, 0.3)
+    assert (out.shape, out.dtype) == ((1, leaves[0].shape[2], HEADS, 8), torch.bfloat16)
+    for gradient, leaf in zip(torch.autograd.grad(out.sum(), leaves), leaves, strict=True):
+        assert (gradient.shape, gradient.dtype) == (leaf.shape, torch.bfloat16)
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("d", [32, 64, 96, 128, 256])
 @pytest.mark.parametrize("heads_a_key", [1, 4])

@@ -62,7 +62,7 @@ class TorchKernels:
             *(0.0, runs.causal, False),  # no dropout, no debug mask
             scale=scale,
         )
-        return out, lse.reshape(query.shape[1], -1), tuple(state)
+        return out, lse, tuple(state)
 
     def backward(
         self,
@@ -120,7 +120,7 @@ class _TwoCalls(torch.autograd.Function):
             more, more_lse, state = kernels.forward(query[seen], key[prefix], value[prefix], forest.before, scale)
             both = torch.logaddexp(lse[:, seen], more_lse)
             weight, more_weight = ((part - both).exp_().mT.unsqueeze(-1) for part in (lse[:, seen], more_lse))
-            out[seen] = (out[seen] * weight).addcmul_(more, more_weight)  # in fp32: the weights are
+            out[seen] = out[seen] * weight + more * more_weight  # in fp32, which the weights are
             lse[:, seen] = both
         ctx.save_for_backward(query, key, value, out, lse, *own_state, *state)
         ctx.own_states = len(own_state)
