@@ -20,8 +20,9 @@ from typing import Any
 from openrlhf_gpm import objectives
 from openrlhf_gpm.checkpoints.tensors import tensor_shapes
 from openrlhf_gpm.files import read_object
+from openrlhf_gpm.trainer.policy.lock import lock
 from openrlhf_gpm.trainer.policy.resume import last_checkpoint
-from openrlhf_gpm.trainer.policy.run_state import check_flags, lock
+from openrlhf_gpm.trainer.policy.run_state import check_flags
 
 OURS = ("--ckpt.output_dir", "--ckpt.path", "--ckpt.load_enable")
 POLICY = "--actor.model_name_or_path"

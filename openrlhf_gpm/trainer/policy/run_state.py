@@ -6,43 +6,35 @@ prompts is no run that anybody asked for. So both are refused, with the differen
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
-import os
-import socket
 from pathlib import Path
 from types import SimpleNamespace
-from typing import IO, Any
+from typing import Any
 
 from openrlhf.utils.logging_utils import init_logger
 
 from openrlhf_gpm import objectives
 from openrlhf_gpm.files import read_object, write
 from openrlhf_gpm.flags import flag_fields
+from openrlhf_gpm.trainer.policy.lock import lock
 from openrlhf_gpm.trainer.policy.paths import local_inputs, output_folders, value
 from openrlhf_gpm.trainer.policy.resume import check_resume
 
 logger = init_logger(__name__)
 
-DEFINING = (
-    *(
-        "reward_model_type",
-        "actor.policy_loss_type",
-        "gpm.bad_rows",
-        "ds.param_dtype",
-        "ds.lora.rank",
-        "ds.lora.alpha",
-    ),
-    *("rollout.n_samples_per_prompt", "rollout.temperature", "rollout.top_p", "rollout.max_new_tokens"),
-    *("rollout.batch_size", "rollout.vllm_generate_batch_size", "train.batch_size", "train.num_episodes"),
-    *("train.max_epochs", "train.seed", "train.async_enable", "algo.advantage.estimator", "algo.kl.init_coef"),
-    *("algo.kl.use_loss", "algo.kl.estimator", "data.prompt_probs", "data.prompt_split", "data.max_samples"),
-    *("data.input_key", "data.input_template", "data.apply_chat_template", "data.max_len", "actor.optim"),
-    *("actor.adam.lr", "actor.adam.betas", "actor.adam.weight_decay", "actor.muon.lr", "actor.lr_scheduler"),
-    *("actor.lr_warmup_ratio", "actor.min_lr_ratio", "actor.max_norm", "actor.entropy_coef", "actor.eps_clip"),
-    *("algo.advantage.gamma", "algo.advantage.lambd", "ds.zero_stage"),
-)
+DEFINING = """
+    reward_model_type gpm.bad_rows actor.policy_loss_type
+    data.prompt_probs data.prompt_split data.max_samples data.input_key data.input_template data.apply_chat_template
+    data.max_len rollout.n_samples_per_prompt rollout.temperature rollout.top_p rollout.max_new_tokens
+    rollout.batch_size rollout.vllm_generate_batch_size
+    train.batch_size train.num_episodes train.max_epochs train.seed train.async_enable
+    actor.optim actor.adam.lr actor.adam.betas actor.adam.weight_decay actor.muon.lr actor.lr_scheduler
+    actor.lr_warmup_ratio actor.min_lr_ratio actor.max_norm actor.entropy_coef actor.eps_clip
+    algo.kl.init_coef algo.kl.use_loss algo.kl.estimator
+    algo.advantage.estimator algo.advantage.gamma algo.advantage.lambd
+    ds.zero_stage ds.param_dtype ds.lora.rank ds.lora.alpha
+""".split()
 """Flags that decide what a run computes. Micro-batches, memory, devices and logging may change from start to start."""
 
 INPUTS = ("data.prompt_dataset", "actor.model_name_or_path", "reward.model_name_or_path")
@@ -50,9 +42,6 @@ INPUTS = ("data.prompt_dataset", "actor.model_name_or_path", "reward.model_name_
 
 WORK = {"ckpt.output_dir": ("config.json", ".new"), "ckpt.path": ("_actor", "*_hf"), "gpm.log_groups": ("step_*",)}
 """What a run leaves in its folders; a folder without it may be taken by another run."""
-
-_locks: dict[Path, IO[str]] = {}
-"""Open files whose locks this process holds until it ends, however it ends."""
 
 
 def own_folders(args: SimpleNamespace) -> None:
@@ -68,36 +57,6 @@ def own_folders(args: SimpleNamespace) -> None:
     state = json.dumps(run_state(args), indent=2)
     for folder in folders.values():
         write(folder / "run.json", state + "\n")
-
-
-def lock(folder: Path, name: str) -> None:
-    """Hold FOLDER/.run.lock until this process ends. Raises ValueError while another process holds it.
-
-    name: the flag that gave the folder. The lock is seen by all processes of a host; whether by other hosts, the file
-    system decides.
-    """
-    if folder in _locks:
-        return
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = open(folder / ".run.lock", "a+", encoding="utf-8")  # noqa: SIM115
-    except OSError as error:
-        raise ValueError(f"{name} {folder} cannot be written to: {error.strerror}; name another folder") from error
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.seek(0)
-        owner = file.read().strip() or "its process is starting"
-        file.close()
-        raise ValueError(
-            f"{name} {folder} belongs to a run that is alive ({owner}): wait for it, stop it, or name another folder"
-        ) from None
-    except OSError as error:
-        logger.warning(f"{name} {folder}: this file system has no locks ({error.strerror}); start no second run there")
-    file.truncate(0)
-    file.write(f"pid {os.getpid()} on {socket.gethostname()}\n")
-    file.flush()
-    _locks[folder] = file
 
 
 def run_state(args: SimpleNamespace) -> dict[str, dict[str, Any]]:

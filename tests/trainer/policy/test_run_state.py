@@ -7,13 +7,14 @@ import sys
 
 import pytest
 
+from openrlhf_gpm.trainer.policy.lock import lock
 from openrlhf_gpm.trainer.policy.resume import check_resume, last_checkpoint
-from openrlhf_gpm.trainer.policy.run_state import lock, own_folders
+from openrlhf_gpm.trainer.policy.run_state import own_folders
 
 HOLD = """
 import sys
 from pathlib import Path
-from openrlhf_gpm.trainer.policy.run_state import lock
+from openrlhf_gpm.trainer.policy.lock import lock
 lock(Path(sys.argv[1]), "--ckpt.output_dir")
 print("locked", flush=True)
 sys.stdin.read()
