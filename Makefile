@@ -58,7 +58,7 @@ patch-check: install ## the series on a pristine wheel: apply, compile, revert, 
 
 unit: install ## fast tests, with the line coverage of the parts below the trainer
 	$(CPU) $(BIN)/python -m pytest -m "not integration and not gpu" --durations=10 \
-	  --cov=openrlhf_gpm.core --cov=openrlhf_gpm.samples --cov=openrlhf_gpm.models --cov=openrlhf_gpm.checkpoints --cov-report=term-missing --cov-fail-under=95
+	  --cov=openrlhf_gpm.core --cov=openrlhf_gpm.objectives --cov=openrlhf_gpm.samples --cov=openrlhf_gpm.models --cov=openrlhf_gpm.checkpoints --cov-report=term-missing --cov-fail-under=95
 
 integration: install ## tests that start real Ray, vLLM and DeepSpeed processes
 	$(CPU) $(BIN)/python -m pytest -m "integration and not gpu" --durations=20

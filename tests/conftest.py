@@ -64,6 +64,12 @@ def make_tokenizer(chat_template: str | None = CHATML, bos: bool = True, pad: bo
     return tokenizer
 
 
+@pytest.fixture
+def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """OpenRLHF parses its flags as on a GPU: on a CPU it replaces what only a GPU can do."""
+    monkeypatch.setenv("DS_ACCELERATOR", "cuda")
+
+
 @pytest.fixture(scope="session")
 def chat_tokenizer() -> Any:
     """BOS, EOS, padding token and a ChatML template."""

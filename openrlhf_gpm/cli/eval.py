@@ -34,7 +34,7 @@ in OUTPUT:
   scores/*.jsonl        the scores of every group (with several models in OUTPUT/MODEL); a stopped command continues
                         from them, and another --bins scores nothing again
 
-A tie (score 0) and a score that is not finite count as wrong, and are counted. Accuracy leaves out labels of 1/2.
+A tie (score 0) and a score that is not finite count as wrong, and are reported. Accuracy leaves out labels of 1/2.
 """
 
 

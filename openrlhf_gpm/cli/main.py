@@ -21,7 +21,7 @@ first steps:
   openrlhf-gpm doctor                                    what is installed, and what would fail
   openrlhf-gpm patch apply                               open the plugin seam in the installed OpenRLHF
   deepspeed --module openrlhf.cli.train_rm --reward_model_type gpm --gpm.dim 8 ...          train a GPM
-  python -m openrlhf.cli.train_ppo_ray --reward_model_type gpm --actor.policy_loss_type gpo ...   train a policy
+  python -m openrlhf.cli.train_ppo_ray --reward_model_type gpm --actor.policy_loss_type NAME ...   train a policy
   openrlhf-gpm self-play --passes 3 -- ...               several passes of that, each from the policy of the one before
   openrlhf-gpm data check pairs.jsonl                    what is in a preference file, and which rows are bad
   openrlhf-gpm eval --model ckpt/gpm --data pairs.jsonl --output outputs/eval

@@ -6,9 +6,9 @@ from pathlib import Path
 EXAMPLE = """\
 example: three passes, each over its own prompts, on the Ray cluster of RAY_ADDRESS
 
-  $ openrlhf-gpm self-play --passes 3 --output ckpt/gpo -- \\
+  $ openrlhf-gpm self-play --passes 3 --output ckpt/policy -- \\
       --actor.model_name_or_path meta-llama/Meta-Llama-3-8B-Instruct \\
-      --reward_model_type gpm --reward.model_name_or_path ckpt/gpm --actor.policy_loss_type gpo \\
+      --reward_model_type gpm --reward.model_name_or_path ckpt/gpm --actor.policy_loss_type NAME \\
       --data.prompt_dataset 'prompts{pass}.jsonl' --data.input_key prompt --ckpt.save_steps 20 ...
 
 Flags after `--` go to `python -m openrlhf.cli.train_ppo_ray` of every pass; {pass} becomes the number of the pass

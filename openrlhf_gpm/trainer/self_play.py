@@ -109,8 +109,8 @@ def check(planned: Sequence[Pass]) -> None:
 def _check_inputs(each: Pass, args: SimpleNamespace) -> None:
     if args.reward_model_type != "gpm" and not objectives.load(args.actor.policy_loss_type).own_loss:
         raise ValueError(
-            "self-play compares the responses of a prompt: pass --reward_model_type gpm, or an objective such as "
-            "--actor.policy_loss_type gpo"
+            "self-play compares the responses of a prompt: pass --reward_model_type gpm, or one of "
+            f"{', '.join(objectives.classes())} as --actor.policy_loss_type"
         )
     for given in (args.data.prompt_dataset or "").split(","):
         path = Path(given.partition("@")[0])

@@ -181,6 +181,7 @@ def test_a_recipe_asks_for_the_gpus_that_it_names(name: str, gpus: int, reward: 
     assert {devices_needed(run) for run in parsed(name, reward)} == {gpus}
 
 
+@pytest.mark.usefixtures("as_on_a_gpu")
 @pytest.mark.parametrize("name", ["gpo", "sppo", "gpo ray job", "gpo slurm", "cpu gpo"])
 def test_the_reward_actor_of_a_recipe_shares_prompts(name: str, reward: Path):
     for run in parsed(name, reward):

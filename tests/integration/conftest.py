@@ -166,6 +166,9 @@ class Stack:
     def read_jsonl(self, path: Path) -> list[dict]:
         return [json.loads(line) for line in path.read_text().splitlines()]
 
+    def read_scalars(self, folder: Path) -> dict[str, list[float]]:
+        return read_scalars(folder)
+
     def write_jsonl(self, path: Path, rows: list[dict]) -> None:
         write_jsonl(path, rows)
 

@@ -61,3 +61,13 @@ def test_an_objective_is_a_short_file_that_cites_its_paper(name: str):
     assert len(text.splitlines()) <= LINES
     docstring = ast.get_docstring(ast.parse(text)) or ""
     assert re.search(r"\barXiv \d{4}\.\d{5}\b", docstring)
+
+
+@every_objective
+def test_the_rooms_that_run_an_objective_never_speak_of_one(name: str):
+    """Not in help texts or comments either: what is said of an objective is said in its file and in the docs."""
+    rooms = [file for room in ("core", "trainer", "cli") for file in (PACKAGE / room).rglob("*.py")]
+    word = re.compile(rf"\b{name}\b", re.IGNORECASE)
+    assert [
+        str(file) for file in (PACKAGE / "plugin.py", *rooms) if word.search(file.read_text(encoding="utf-8"))
+    ] == []

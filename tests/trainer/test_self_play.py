@@ -1,7 +1,9 @@
 """The driver of several passes: what it plans, refuses and skips, and how it ends. No test here starts Ray."""
 
 import json
+import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -153,13 +155,19 @@ def test_the_exit_status_of_a_pass_is_handed_on_with_what_to_do(world, flags, mo
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGKILL, -9)])
 def test_the_pass_ends_with_its_driver(world, flags, number, status):
+    """The pass would wait for a Ray cluster that never answers."""
     command = [sys.executable, "-m", "openrlhf_gpm.cli.main", *arguments(world, *flags)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as driver:
-        assert f"pass 1: {world}/policy -> {world}/out/pass1, process" in driver.stdout.readline()
-        (child,) = psutil.Process(driver.pid).children()
-        assert "openrlhf.cli.train_ppo_ray" in child.cmdline()
-        driver.send_signal(number)
-        assert driver.wait(60) == status
-        assert psutil.wait_procs([child], timeout=10) == ([child], [])
-        if number == signal.SIGTERM:
-            assert "pass 1 was stopped. The same command starts this pass again" in driver.stdout.read()
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        environment = {**os.environ, "RAY_ADDRESS": f"127.0.0.1:{silent.getsockname()[1]}"}
+        with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as driver:
+            try:
+                assert f"pass 1: {world}/policy -> {world}/out/pass1, process" in driver.stdout.readline()
+                (child,) = psutil.Process(driver.pid).children()
+                assert "openrlhf.cli.train_ppo_ray" in child.cmdline()
+                driver.send_signal(number)
+                assert psutil.wait_procs([child], timeout=10) == ([child], [])
+                assert driver.wait(10) == status
+                if number == signal.SIGTERM:
+                    assert "pass 1 was stopped. The same command starts this pass again" in driver.stdout.read()
+            finally:
+                driver.kill()

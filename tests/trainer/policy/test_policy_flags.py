@@ -92,6 +92,7 @@ def test_flags_that_nothing_reads_are_told(align, caplog):
         assert "--gpm.attn_implementation: not used" in caplog.text
 
 
+@pytest.mark.usefixtures("as_on_a_gpu")
 @pytest.mark.parametrize(
     ("choice", "asked", "packing", "expected"),
     [
