@@ -36,7 +36,6 @@ python -m openrlhf.cli.train_ppo_ray \
   --train.micro_batch_size 16 \
   --actor.adam.lr 1e-3 \
   --algo.kl.init_coef 0 \
-  --algo.advantage.estimator dr_grpo \
   --actor.num_gpus_per_node 1 \
   --reward.num_gpus_per_node 1 \
   --vllm.num_engines 1 \

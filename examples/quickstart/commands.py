@@ -77,7 +77,7 @@ def alignment_command(kind: str, world: Path, reward: Path, out: Path, settings:
         *("--actor.adam.lr", str(settings.policy_lr), "--actor.lr_scheduler", "constant_with_warmup"),
         # Adam knows no gradient sizes at first: let it find out during the first iteration.
         *("--actor.lr_warmup_ratio", str(1 / settings.steps)),
-        *("--algo.kl.init_coef", "0", "--algo.advantage.estimator", "dr_grpo"),
+        *("--algo.kl.init_coef", "0"),
         *("--actor.num_gpus_per_node", "1", "--reward.num_gpus_per_node", "1", "--vllm.num_engines", "1"),
         *("--vllm.sync_backend", "gloo", "--vllm.enforce_eager"),
         *("--ds.zero_stage", "2", "--ds.param_dtype", "fp32", "--ds.attn_implementation", "sdpa"),

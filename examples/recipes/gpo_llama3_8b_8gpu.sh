@@ -48,7 +48,6 @@ exec ${LAUNCH:-} openrlhf-gpm self-play --passes "${PASSES:-3}" --output "$out" 
   --actor.adam.lr 5e-7 \
   --actor.gradient_checkpointing_enable \
   --algo.kl.init_coef 0 \
-  --algo.advantage.estimator dr_grpo \
   --actor.num_nodes "$nodes" \
   --actor.num_gpus_per_node 8 \
   --reward.num_nodes "$nodes" \

@@ -192,7 +192,7 @@ def test_a_hub_cache_knows_the_models_name(authors, tmp_path):
 def test_an_unknown_name_is_not_guessed_about(authors, tmp_path):
     path = authors.rename(tmp_path / "my-own-run")
     with pytest.raises(
-        ValueError, match=r"'my-own-run' is none of .*: give --tau T .* and --normalize .* or --no-norm"
+        ValueError, match=r"'my-own-run' is not one of .*: give --tau T .* and --normalize .* or --no-norm"
     ):
         convert(path, tmp_path / "gpm", "authors")
     with pytest.raises(ValueError, match=r": give --normalize"):

@@ -342,7 +342,7 @@ def test_help_teaches_and_its_examples_work(job, out, tmp_path, capsys):
     with pytest.raises(SystemExit):
         cli.main(["eval", "--help"])
     text = capsys.readouterr().out
-    for word in ("metrics.json", "allenai/reward-bench", "length", "counted", "--bad_rows"):
+    for word in ("metrics.json", "allenai/reward-bench", "length", "reported", "--bad_rows"):
         assert word in text
     rows = [json.loads(line) for line in EXAMPLE.splitlines() if line.startswith("  {")]
     assert cli.main(changed(job, "--data", jsonl(tmp_path / "help.jsonl", rows))) == 0
