@@ -23,18 +23,17 @@ from openrlhf_gpm.trainer.policy.resume import check_resume
 
 logger = init_logger(__name__)
 
-DEFINING = """
-    reward_model_type gpm.bad_rows actor.policy_loss_type
-    data.prompt_probs data.prompt_split data.max_samples data.input_key data.input_template data.apply_chat_template
-    data.max_len rollout.n_samples_per_prompt rollout.temperature rollout.top_p rollout.max_new_tokens
-    rollout.batch_size rollout.vllm_generate_batch_size
-    train.batch_size train.num_episodes train.max_epochs train.seed train.async_enable
-    actor.optim actor.adam.lr actor.adam.betas actor.adam.weight_decay actor.muon.lr actor.lr_scheduler
-    actor.lr_warmup_ratio actor.min_lr_ratio actor.max_norm actor.entropy_coef actor.eps_clip
-    algo.kl.init_coef algo.kl.use_loss algo.kl.estimator
-    algo.advantage.estimator algo.advantage.gamma algo.advantage.lambd
-    ds.zero_stage ds.param_dtype ds.lora.rank ds.lora.alpha
-""".split()
+DEFINING = (
+    *("reward_model_type", "gpm.bad_rows", "actor.policy_loss_type", "data.prompt_probs", "data.prompt_split"),
+    *("data.max_samples", "data.input_key", "data.input_template", "data.apply_chat_template", "data.max_len"),
+    *("rollout.n_samples_per_prompt", "rollout.temperature", "rollout.top_p", "rollout.max_new_tokens"),
+    *("rollout.batch_size", "rollout.vllm_generate_batch_size", "train.batch_size", "train.num_episodes"),
+    *("train.max_epochs", "train.seed", "train.async_enable", "actor.optim", "actor.adam.lr", "actor.adam.betas"),
+    *("actor.adam.weight_decay", "actor.muon.lr", "actor.lr_scheduler", "actor.lr_warmup_ratio", "actor.min_lr_ratio"),
+    *("actor.max_norm", "actor.entropy_coef", "actor.eps_clip", "algo.kl.init_coef", "algo.kl.use_loss"),
+    *("algo.kl.estimator", "algo.advantage.estimator", "algo.advantage.gamma", "algo.advantage.lambd"),
+    *("ds.zero_stage", "ds.param_dtype", "ds.lora.rank", "ds.lora.alpha"),
+)
 """Flags that decide what a run computes. Micro-batches, memory, devices and logging may change from start to start."""
 
 INPUTS = ("data.prompt_dataset", "actor.model_name_or_path", "reward.model_name_or_path")
