@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -21,7 +22,7 @@ def write(path: Path, content: str | bytes) -> None:
 
 @contextmanager
 def replacing(*paths: Path) -> Iterator[list[TextIO]]:
-    """Text files to write to; they replace `paths` together when the block ends; on an error none does."""
+    """Text files to write to; they replace `paths`, one by one, when the block ends; on an error none does."""
     new = [_new(path) for path in paths]
     try:
         with ExitStack() as stack:
@@ -56,7 +57,7 @@ def complete_directory(path: Path) -> Iterator[Path]:
 
 def replace_directory(new: Path, path: Path) -> None:
     """Rename the directory `new` to `path`; what was there before is removed last."""
-    old = path.with_name(f".{path.name}.old-{os.getpid()}")
+    old = _unique(path, "old")
     if path.exists():
         path.rename(old)
     new.rename(path)
@@ -73,6 +74,8 @@ def replace_model(new: Path, path: Path) -> None:
         for old in path.glob(pattern):
             old.unlink()
     for file in sorted(new.iterdir(), key=lambda file: file.name == "config.json"):
+        if file.is_dir():
+            shutil.rmtree(path / file.name, ignore_errors=True)
         os.replace(file, path / file.name)
     new.rmdir()
 
@@ -96,4 +99,9 @@ def one_line(error: Exception) -> str:
 
 
 def _new(path: Path) -> Path:
-    return path.with_name(f".{path.name}.new-{os.getpid()}")
+    return _unique(path, "new")
+
+
+def _unique(path: Path, what: str) -> Path:
+    """A name next to `path` that no other process uses, nor one that died (process ids repeat in containers)."""
+    return path.with_name(f".{path.name}.{what}-{os.getpid()}-{uuid.uuid4().hex[:8]}")

@@ -21,6 +21,7 @@ def flag(default: Any, help: str, *, name: str | None = None, **options: Any) ->
         name: of the flag, where the field has another.
         options: more arguments of `add_argument`, such as choices, type or metavar.
     """
+    assert default is not True, "a switch is off by default: give it the opposite name"
     return field(default=default, metadata={KEY: {"name": name, "help": help, **options}})
 
 
@@ -59,12 +60,12 @@ def given_flags(args: SimpleNamespace, prefix: str, flags: Mapping[str, Field[An
     return [f"--{prefix}.{name}" for name, item in flags.items() if values[item.name] != item.default]
 
 
-def check_choices(cls: Any, prefix: str) -> None:
+def check_choices(values: Any, prefix: str) -> None:
     """Raise ValueError that names the flag where a field of this dataclass is none of its choices."""
-    for name, item in flag_fields(cls).items():
-        choices, value = item.metadata[KEY].get("choices"), getattr(cls, item.name)
+    for name, item in flag_fields(values).items():
+        choices, value = item.metadata[KEY].get("choices"), getattr(values, item.name)
         if choices and value not in choices:
-            raise ValueError(f"--{prefix}.{name} must be {' or '.join(choices)}, got {value!r}")
+            raise ValueError(f"--{prefix}.{name} must be {' or '.join(map(str, choices))}, got {value!r}")
 
 
 def _shown(default: Any) -> str:

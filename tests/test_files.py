@@ -2,7 +2,7 @@
 
 import pytest
 
-from openrlhf_gpm.files import complete_directory, growing, read_object, replacing, write
+from openrlhf_gpm.files import complete_directory, growing, read_object, replace_model, replacing, write
 
 
 def names(folder):
@@ -91,3 +91,17 @@ def test_wrong_json_is_one_line_with_its_remedy(tmp_path, content, message):
     with pytest.raises(ValueError, match=message) as error:
         read_object(tmp_path / "c.json", "give one")
     assert "\n" not in str(error.value)
+
+
+def test_a_model_replaces_an_older_one_with_its_folders_and_leaves_checkpoints(tmp_path):
+    path = tmp_path / "policy"
+    for step in ("old", "new"):
+        new = path / ".new"
+        (new / "templates").mkdir(parents=True)
+        for name in ("config.json", f"model-{step}.safetensors", "templates/tool.jinja"):
+            (new / name).write_text(step)
+        (path / "deepspeed").mkdir(exist_ok=True)
+        replace_model(new, path)
+    found = sorted(str(file.relative_to(path)) for file in path.rglob("*"))
+    assert found == ["config.json", "deepspeed", "model-new.safetensors", "templates", "templates/tool.jinja"]
+    assert (path / "templates" / "tool.jinja").read_text() == "new"

@@ -111,7 +111,7 @@ def open_pretrained(name: str, flag: str) -> Checkpoint:
         )
     try:
         checkpoint = Checkpoint(Path(name), AutoConfig.from_pretrained(name))
-    except (OSError, ValueError) as error:
+    except Exception as error:  # as in `open_checkpoint`
         raise ValueError(f"{flag} {name} is not a model that transformers can read: {one_line(error)}") from error
     if checkpoint.is_gpm and checkpoint.gpm.layout == "classifier":
         raise ValueError(

@@ -37,10 +37,9 @@ def from_args(args: SimpleNamespace) -> Objective:
     """The objective that parsed arguments of train_ppo_ray ask for. Raises ValueError that names the flag."""
     cls = load(args.actor.policy_loss_type)
     given = set(given_flags(args, cls.prefix, _flags()[cls.prefix]))
-    for option in sorted(given - _options(cls)):
+    for option in sorted(given - _options(cls)) if cls.own_loss else ():
         readers = " and ".join(name for name, other in classes().items() if option in _options(other))
-        if cls.own_loss:
-            raise ValueError(f"{option} is read by {readers}, not by {args.actor.policy_loss_type}: remove it")
+        raise ValueError(f"{option} is read by {readers}, not by {args.actor.policy_loss_type}: remove it")
     return cls(**read_flags(args, cls.prefix, flag_fields(cls)))
 
 

@@ -35,9 +35,11 @@ class Regression(Objective):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not SMALLEST_BETA < self.beta < math.inf:
-            raise ValueError(f"--gpo.beta must be > 0 and finite, got {self.beta}")
+            raise ValueError(f"--gpo.beta must be at least {SMALLEST_BETA} and finite, got {self.beta}")
         if self.target_clip is not None and not 0 < self.target_clip < math.inf:
-            raise ValueError(f"--gpo.target_clip must be > 0 nats, got {self.target_clip}; leave it out not to clip")
+            raise ValueError(
+                f"--gpo.target_clip must be > 0 and finite, in nats, got {self.target_clip}; leave it out not to clip"
+            )
 
     def value(self, groups: Groups) -> Tensor:
         """(G, K): what a response is worth, less the baseline."""

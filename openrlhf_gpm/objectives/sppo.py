@@ -2,7 +2,7 @@
 
     moved -> (P_hat - 1/2) / beta        P_hat: win rate against the opponent
 
-With --gpo.hard wins are counted, as in the paper; with --gpo.responses best_worst too, as in its released code.
+The paper counts wins (--gpo.hard). Its released code also trains on the best and the worst only (--gpo.responses).
 """
 
 from dataclasses import dataclass

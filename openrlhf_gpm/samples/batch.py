@@ -113,6 +113,8 @@ def collate(encoded: Sequence[Encoded], pad_token_id: int, side: str = "left") -
 
 def encode_all(formatter: Formatter, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[Encoded]:
     """N (prompt, response) pairs as token ids. Raises ValueError for a pair that the formatter rejects."""
+    if isinstance(prompts, str) or isinstance(responses, str):
+        raise ValueError("prompts and responses must be lists, got one text: put it into a list")
     if len(prompts) != len(responses):
         raise ValueError(f"{len(prompts)} prompts but {len(responses)} responses: give one prompt per response")
     return [formatter.encode(prompt, response) for prompt, response in zip(prompts, responses, strict=True)]

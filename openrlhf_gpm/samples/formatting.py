@@ -123,6 +123,10 @@ class Formatter:
 
     def render(self, prompt: Prompt, response: str) -> tuple[str, str]:
         """The prompt's text (with the generation prompt, if that is on), and the text of prompt and response."""
+        if not isinstance(response, str):
+            raise ValueError(f"a response must be a text, got {response!r:.80}")
+        if not isinstance(prompt, (str, list)):
+            raise ValueError(f"a prompt must be a text or a list of messages, got {prompt!r:.80}")
         eos_text = self.tokenizer.eos_token
         while response.endswith(eos_text):
             response = response.removesuffix(eos_text)

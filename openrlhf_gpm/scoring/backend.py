@@ -34,6 +34,8 @@ def pick_device(device: torch.device | str | None) -> torch.device:
         picked = torch.device(device or ("cuda" if gpus else "cpu"))
     except RuntimeError as error:
         raise ValueError(f"--device {device} is not the name of a device: give cuda, cuda:1 or cpu") from error
+    if picked.type not in ("cuda", "cpu"):
+        raise ValueError(f"--device {device} is not supported: give cuda, cuda:1 or cpu")
     if picked.type == "cuda" and (picked.index or 0) >= gpus:
         raise ValueError(f"--device {device}: torch finds {gpus or 'no'} GPUs here; give another, or leave it out")
     return picked

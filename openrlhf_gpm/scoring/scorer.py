@@ -100,8 +100,11 @@ class GPM:
             [0, 1].
 
         Raises:
-            ValueError: no response, or one that the formatter rejects; embeddings that are not finite.
+            ValueError: no list of responses or an empty one; a response that the formatter rejects; embeddings that
+                are not finite.
         """
+        if isinstance(responses, str):
+            raise ValueError("responses must be a list of texts, got one text: put it into a list")
         return next(self.score_groups([Group(prompt, list(responses), id)]))
 
     def scores(self, prompt: Prompt, responses: Sequence[str]) -> Tensor:

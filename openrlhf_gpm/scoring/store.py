@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 
 from openrlhf_gpm.data import PreferenceGroup
 from openrlhf_gpm.files import growing, write
+from openrlhf_gpm.lock import lock, release
 
 
 class ScoreFile:
-    """A JSONL file that grows line by line in FILE.partial; `key_file` holds the `key` of its lines."""
+    """A JSONL file that one process at a time lets grow in FILE.partial; `key_file` holds the `key` of its lines."""
 
     def __init__(self, file: Path, key_file: Path, key: Any) -> None:
         self.file = file
@@ -33,11 +34,15 @@ class ScoreFile:
             return False
         try:
             return bool(json.loads(self.key_file.read_text(encoding="utf-8")) == self.key)
-        except json.JSONDecodeError:  # a killed run may leave half of it: then nobody knows what the lines are
+        except json.JSONDecodeError:  # damaged: nobody knows what the lines are
             return False
 
     def resume(self) -> int:
-        """Make FILE.partial ready for `append` -> the number of lines in it; 0, starting anew, for another key."""
+        """Make FILE.partial ready for `append` -> the number of lines in it; 0, starting over, for another key.
+
+        Raises ValueError while another process writes the file.
+        """
+        lock(self._lock, str(self.file))
         if self.belongs() and self.partial.exists():
             with open(self.partial, "rb+") as file:
                 complete = [len(line) for line in file if line.endswith(b"\n")]  # a killed run may leave half a line
@@ -49,11 +54,18 @@ class ScoreFile:
 
     def append(self, lines: Iterable[str], on_line: Callable[[int], object] = lambda _: None) -> None:
         """Add lines as they come, then put FILE in place. `on_line` is called with 1 after each."""
-        with growing(self.partial, self.file) as out:
-            for line in lines:
-                out.write(line + "\n")
-                out.flush()
-                on_line(1)
+        try:
+            with growing(self.partial, self.file) as out:
+                for line in lines:
+                    out.write(line + "\n")
+                    out.flush()
+                    on_line(1)
+        finally:
+            release(self._lock)
+
+    @property
+    def _lock(self) -> Path:
+        return self.file.with_name(f".{self.file.name}.lock")
 
     def lines(self) -> list[str]:
         """Those of FILE, once it is complete."""

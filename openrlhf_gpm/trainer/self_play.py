@@ -20,9 +20,9 @@ from typing import Any
 from openrlhf_gpm import objectives
 from openrlhf_gpm.checkpoints.tensors import tensor_shapes
 from openrlhf_gpm.files import read_object
-from openrlhf_gpm.trainer.policy.lock import lock
+from openrlhf_gpm.lock import lock
 from openrlhf_gpm.trainer.policy.resume import last_checkpoint
-from openrlhf_gpm.trainer.policy.run_state import check_flags
+from openrlhf_gpm.trainer.policy.run_state import LOCK, check_flags
 
 OURS = ("--ckpt.output_dir", "--ckpt.path", "--ckpt.load_enable")
 POLICY = "--actor.model_name_or_path"
@@ -61,9 +61,12 @@ def plan(flags: Sequence[str], passes: int, output: Path) -> list[Pass]:
         raise ValueError(f"--passes must be >= 1, got {passes}")
     if not flags:
         raise ValueError("no flags of train_ppo_ray: give them after `--`, see `openrlhf-gpm self-play --help`")
+    given = {word.partition("=")[0] for word in flags}
     for flag in OURS:
-        if any(word.partition("=")[0] == flag for word in flags):
+        if flag in given:
             raise ValueError(f"{flag} is set by self-play for each pass: remove it, and name the folder by --output")
+    if POLICY not in given:
+        raise ValueError(f"{POLICY} is missing, or not spelled out: name the policy that pass 1 starts from")
     output = output.absolute()
     planned: list[Pass] = []
     for number in range(1, passes + 1):
@@ -146,7 +149,7 @@ def run(planned: Sequence[Pass], say: Say) -> int:
     Raises ValueError where another self-play runs in the same folder, or as `check` does. SIGINT and SIGTERM stop the
     pass, and all its processes, before they stop this one.
     """
-    lock(planned[0].folder.parent, "--output")
+    lock(planned[0].folder.parent / LOCK, f"--output {planned[0].folder.parent}")
     check(planned)
     for each in planned:
         if not unfinished(each):
@@ -159,7 +162,7 @@ def run(planned: Sequence[Pass], say: Say) -> int:
             say(f"pass {each.number} was stopped. {_go_on(each)}")
             raise
         if status == 0 and (reason := unfinished(each)):
-            say(f"pass {each.number} ended well, but {reason}: is {each.folder} on storage that all nodes share?")
+            say(f"pass {each.number} exited with status 0, but {reason}: do all nodes share {each.folder}?")
             return 1
         if status != 0:
             how = f"was killed by signal {-status}" if status < 0 else f"ended with exit status {status}"
@@ -190,8 +193,8 @@ def _go_on(each: Pass) -> str:
 def _train(each: Pass, say: Say) -> int:
     """The exit status of the pass, negative for a signal. Whatever interrupts the wait ends the pass and its group."""
     command = [sys.executable, "-m", "openrlhf.cli.train_ppo_ray", *each.flags]
+    before = signal.signal(signal.SIGTERM, _stopped)
     with subprocess.Popen(command, start_new_session=True, preexec_fn=_die_with_the_driver) as process:
-        before = signal.signal(signal.SIGTERM, _stopped)
         try:
             say(f"pass {each.number}: {_policy(each)} -> {each.folder}, process {process.pid}")
             return process.wait()

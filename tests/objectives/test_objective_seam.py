@@ -100,7 +100,7 @@ def test_flags_reach_the_objective_that_reads_them():
     [
         (["gpo", "--gpo.hard"], "--gpo.hard is read by sppo, not by gpo: remove it"),
         (["sppo", "--gpo.baseline", "log_z"], "--gpo.baseline is read by gpo, not by sppo: remove it"),
-        (["sppo", "--gpo.beta", "0"], "--gpo.beta must be > 0 and finite, got 0.0"),
+        (["sppo", "--gpo.beta", "0"], "--gpo.beta must be at least 1e-30 and finite, got 0.0"),
     ],
 )
 def test_a_flag_that_cannot_work_is_refused_by_its_name(words, error):

@@ -97,7 +97,7 @@ def test_targets_and_loss_are_fp32_for_lower_precision_inputs():
 @both
 def test_bad_settings_are_refused_with_their_flag(objective):
     for beta in (0.0, -1.0, math.nan):
-        with pytest.raises(ValueError, match=r"--gpo\.beta must be > 0"):
+        with pytest.raises(ValueError, match=r"--gpo\.beta must be at least"):
             objective(beta=beta)
     for clip in (0.0, -1.0, math.nan):
         with pytest.raises(ValueError, match=r"--gpo\.target_clip must be > 0"):

@@ -7,6 +7,7 @@ from openrlhf_gpm.checkpoints.checkpoint import load_gpm, open_checkpoint, save_
 from openrlhf_gpm.data import Group
 from openrlhf_gpm.samples.batch import collate_groups, encode_groups, plan_batches
 from openrlhf_gpm.samples.formatting import Formatter, pair_text
+from openrlhf_gpm.scoring.backend import pick_device
 from openrlhf_gpm.scoring.results import group_result, is_finite, pairwise_result
 from openrlhf_gpm.scoring.scorer import GPM
 from openrlhf_gpm.scoring.torch_backend import TorchBackend, embed_batch
@@ -314,3 +315,21 @@ def test_a_checkpoint_without_a_tokenizer_is_an_error(new_gpm, tmp_path):
     load_gpm(tmp_path)
     with pytest.raises(ValueError, match="holds no tokenizer"):
         open_checkpoint(tmp_path).formatter()
+
+
+def test_one_text_is_not_taken_for_a_list_of_letters(gpm_checkpoint):
+    gpm = GPM.from_pretrained(gpm_checkpoint)
+    with pytest.raises(ValueError, match="responses must be a list of texts"):
+        gpm.score("Name a stone.", "rock")
+    with pytest.raises(ValueError, match="must be lists"):
+        gpm.embed("ab", "cd")
+    with pytest.raises(ValueError, match="a response must be a text, got 7"):
+        gpm.score("Name a prime.", [7])
+    with pytest.raises(ValueError, match="a prompt must be a text or a list of messages, got None"):
+        gpm.score(None, ["7"])
+
+
+@pytest.mark.parametrize("device", ["xpu", "meta", "mps"])
+def test_devices_that_nobody_tried_are_refused(device):
+    with pytest.raises(ValueError, match=f"--device {device} is not supported"):
+        pick_device(device)

@@ -2,6 +2,8 @@
 
 import json
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -124,3 +126,21 @@ def test_keys_follow_texts_and_files(tmp_path, gpm_checkpoint):
     assert file_key(gpm_checkpoint / "config.json") != file_key(gpm_checkpoint / "tokenizer.json")
     assert model_key("length") == "length"
     assert "model.safetensors" in model_key(str(gpm_checkpoint))
+
+
+def test_two_processes_do_not_write_one_file(tmp_path):
+    """The second is refused with the owner's process; when the owner is done, its lock is gone."""
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom openrlhf_gpm.scoring.store import ScoreFile\n"
+        "store = ScoreFile(Path(sys.argv[1]), Path(sys.argv[1] + '.key'), 1)\nstore.resume()\n"
+        "print('ready', flush=True)\nsys.stdin.read()\nstore.append(['one'])\n"
+    )
+    file = tmp_path / "scores.jsonl"
+    command = [sys.executable, "-c", code, str(file)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as owner:
+        assert owner.stdout.readline() == "ready\n"
+        second = subprocess.run(command, input="", capture_output=True, text=True)
+        assert f"{file} is in use by another run (pid {owner.pid} on " in second.stderr
+        owner.communicate("")
+    assert file.read_text() == "one\n"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["scores.jsonl", "scores.jsonl.key"]

@@ -88,7 +88,7 @@ def test_flags_that_the_driver_sets_are_refused(flag, tmp_path):
 
 @pytest.mark.parametrize("damage", ["no config", "no weights", "half the weights", "a shard is missing"])
 def test_a_pass_is_done_when_its_model_is_whole(tmp_path, damage):
-    (each,) = plan(["--train.seed", "1"], 1, tmp_path)
+    (each,) = plan(["--actor.model_name_or_path", "start"], 1, tmp_path)
     assert "does not exist" in unfinished(each)
     save_model(each.folder)
     assert unfinished(each) is None
@@ -171,3 +171,9 @@ def test_the_pass_ends_with_its_driver(world, flags, number, status):
                     assert "pass 1 was stopped. The same command starts this pass again" in driver.stdout.read()
             finally:
                 driver.kill()
+
+
+def test_a_run_without_a_policy_to_start_from_is_refused(tmp_path):
+    for flags in (["--train.seed", "1"], ["--actor.model_name", "start"]):  # argparse takes the second for the flag
+        with pytest.raises(ValueError, match=r"--actor\.model_name_or_path is missing, or not spelled out"):
+            plan(flags, 2, tmp_path)

@@ -15,6 +15,7 @@ from openrlhf.utils.utils import get_tokenizer
 
 from openrlhf_gpm import objectives
 from openrlhf_gpm.checkpoints.checkpoint import check_complete, open_pretrained
+from openrlhf_gpm.config import check_input_template
 from openrlhf_gpm.data import BadRows
 from openrlhf_gpm.samples.formatting import Formatter
 from openrlhf_gpm.trainer.policy.units import optimizer_steps
@@ -46,6 +47,7 @@ def check_prompts(args: SimpleNamespace) -> None:
         _check_same_tokenizer(args)
     elif os.path.isdir(args.reward.model_name_or_path):
         check_complete(open_pretrained(*_reward(args)))
+    check_input_template(args.data.input_template)
     n = objectives.from_args(args).trained(args.rollout.n_samples_per_prompt)
     args.gpm.optimizer_steps = optimizer_steps(_count_prompts(args), n, args)
     if args.gpm.optimizer_steps == 1 and args.actor.lr_warmup_ratio > 0 and args.actor.lr_scheduler != "constant":
@@ -104,6 +106,8 @@ def _count_prompts(args: SimpleNamespace) -> int:
 def usable_rows(dataset: Any, tokenizer: Any, args: SimpleNamespace) -> list[int]:
     """Indices of the rows with a prompt that both models can read. Raises ValueError as `check_prompts` does."""
     key = args.data.input_key
+    if not len(dataset):
+        raise ValueError(f"--data.prompt_dataset {args.data.prompt_dataset} is empty")
     if key not in dataset.column_names:
         raise ValueError(f"--data.input_key {key}: the columns of the prompts are {', '.join(dataset.column_names)}")
     formatter = open_pretrained(*_reward(args)).formatter() if args.reward_model_type == "gpm" else None
@@ -174,6 +178,8 @@ def _texts(prompt: Any) -> Iterator[str]:
         if not isinstance(turn.get("content"), str):
             raise ValueError(f"the content of a message must be a text, got {turn.get('content')!r:.80}")
         yield turn["content"]
+    if prompt[-1]["role"] == "assistant":
+        raise ValueError("the last message is the assistant's: end the prompt with the turn that is to be answered")
 
 
 def _first_line(error: Exception) -> str:

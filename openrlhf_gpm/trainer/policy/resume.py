@@ -16,7 +16,9 @@ SHARD = re.compile(r"zero_pp_rank_(\d+)_mp_rank_\d+_(?:optim|model)_states\.pt$"
 def last_checkpoint(folder: Path) -> Path | None:
     """The checkpoint that `latest` below FOLDER/_actor names, or None where none was completed."""
     latest = folder / "_actor" / "latest"
-    return folder / "_actor" / latest.read_text(encoding="utf-8").strip() if latest.exists() else None
+    if not latest.exists():
+        return None
+    return folder / "_actor" / (latest.read_text(encoding="utf-8").strip() or "(nothing)")  # cut off while written
 
 
 def zero_ranks(checkpoint: Path) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,24 +18,40 @@ from openrlhf.utils.logging_utils import init_logger
 from openrlhf_gpm import objectives
 from openrlhf_gpm.files import read_object, write
 from openrlhf_gpm.flags import flag_fields
-from openrlhf_gpm.trainer.policy.lock import lock
+from openrlhf_gpm.lock import lock
 from openrlhf_gpm.trainer.policy.paths import local_inputs, output_folders, value
 from openrlhf_gpm.trainer.policy.resume import check_resume
 
 logger = init_logger(__name__)
 
-DEFINING = (
-    *("reward_model_type", "gpm.bad_rows", "actor.policy_loss_type", "data.prompt_probs", "data.prompt_split"),
-    *("data.max_samples", "data.input_key", "data.input_template", "data.apply_chat_template", "data.max_len"),
-    *("rollout.n_samples_per_prompt", "rollout.temperature", "rollout.top_p", "rollout.max_new_tokens"),
-    *("rollout.batch_size", "rollout.vllm_generate_batch_size", "train.batch_size", "train.num_episodes"),
-    *("train.max_epochs", "train.seed", "train.async_enable", "actor.optim", "actor.adam.lr", "actor.adam.betas"),
-    *("actor.adam.weight_decay", "actor.muon.lr", "actor.lr_scheduler", "actor.lr_warmup_ratio", "actor.min_lr_ratio"),
-    *("actor.max_norm", "actor.entropy_coef", "actor.eps_clip", "algo.kl.init_coef", "algo.kl.use_loss"),
-    *("algo.kl.estimator", "algo.advantage.estimator", "algo.advantage.gamma", "algo.advantage.lambd"),
-    *("ds.zero_stage", "ds.param_dtype", "ds.lora.rank", "ds.lora.alpha"),
+LOCK = ".run.lock"
+
+HARMLESS = (
+    *("ckpt.", "logger.", "vllm.", "eval.", "ref.", "use_ms", "gpm.log_groups", "gpm.attn_implementation"),
+    *("gpm.optimizer_steps", "train.colocate", "train.micro_batch_size", "train.dynamic_batch", "train.max_tokens"),
+    *(
+        "rollout.micro_batch_size",
+        "rollout.max_tokens",
+        "data.dataloader",
+        "data.disable_fast",
+        "ds.attn",
+        "ds.packing",
+    ),
+    *("ds.enable_sleep", "ds.adam_offload", "ds.overlap_comm", "ds.zpg", "ds.deepcompile", "ds.ring", "ds.tensor"),
+    *(
+        "ds.use_universal",
+        "ds.use_liger",
+        "ds.experts",
+        "actor.gradient_checkpointing",
+        "reward.offload",
+        "local_rank",
+    ),
 )
-"""Flags that decide what a run computes. Micro-batches, memory, devices and logging may change from start to start."""
+DEVICES = ("num_nodes", "num_gpus_per_node")
+"""How flags begin, or end, that may change from start to start: memory, devices, logging, saving. All others define
+a run."""
+
+SAMPLE = 1 << 16
 
 INPUTS = ("data.prompt_dataset", "actor.model_name_or_path", "reward.model_name_or_path")
 """Flags of what a run reads: known by content, so that a folder may move, or by name on the Hub."""
@@ -50,7 +67,7 @@ def own_folders(args: SimpleNamespace) -> None:
     """
     folders = output_folders(args)
     for flag, folder in folders.items():
-        lock(folder, f"--{flag}")
+        lock(folder / LOCK, f"--{flag} {folder}")
     check_flags(args)
     check_resume(args)
     state = json.dumps(run_state(args), indent=2)
@@ -61,7 +78,10 @@ def own_folders(args: SimpleNamespace) -> None:
 def run_state(args: SimpleNamespace) -> dict[str, dict[str, Any]]:
     """What defines the run, in JSON's types: "flags" by value, "inputs" by path or name, "contents" by fingerprint."""
     objective = objectives.from_args(args)
-    flags = {f"--{flag}": value(args, flag) for flag in DEFINING}
+    skip = (*HARMLESS, *INPUTS)
+    flags = {
+        f"--{flag}": given for flag, given in _flat(args) if not flag.startswith(skip) and not flag.endswith(DEVICES)
+    }
     flags |= {
         f"--{objective.prefix}.{name}": getattr(objective, item.name) for name, item in flag_fields(objective).items()
     }
@@ -69,6 +89,15 @@ def run_state(args: SimpleNamespace) -> dict[str, dict[str, Any]]:
     inputs = {f"--{flag}": value(args, flag) for flag in INPUTS}
     contents = {f"--{flag}": [fingerprint(path) for path in local[flag]] or value(args, flag) for flag in INPUTS}
     return json.loads(json.dumps({"flags": flags, "inputs": inputs, "contents": contents}))  # tuples become lists
+
+
+def _flat(args: SimpleNamespace, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(flag without its dashes, value) of everything in nested arguments that JSON can hold."""
+    for name, given in vars(args).items():
+        if isinstance(given, SimpleNamespace):
+            yield from _flat(given, f"{prefix}{name}.")
+        elif given is None or isinstance(given, (str, int, float, list, tuple)):
+            yield prefix + name, given
 
 
 def check_flags(args: SimpleNamespace) -> None:
@@ -79,10 +108,15 @@ def check_flags(args: SimpleNamespace) -> None:
             continue
         if not (folder / "run.json").exists():
             if flag != "ckpt.path":
-                raise ValueError(f"--{flag} {folder} holds files, but no run.json of their run: name another folder")
+                raise ValueError(f"--{flag} {folder} holds files but no run.json: name another folder")
             logger.warning(f"--{flag} {folder} has no run.json: whether its checkpoints had these flags is not known")
             continue
-        if changed := differences(read_object(folder / "run.json", "name another folder"), state):
+        old = read_object(folder / "run.json", "name another folder")
+        if not old.keys() >= state.keys():
+            raise ValueError(
+                f"{folder / 'run.json'} is damaged: delete it with what the run left, or name another folder"
+            )
+        if changed := differences(old, state):
             raise ValueError(
                 f"--{flag} {folder} holds a run with other flags: {'; '.join(changed)}. Give those again, name "
                 "another folder, or delete this one"
@@ -109,7 +143,11 @@ def differences(old: dict[str, dict[str, Any]], new: dict[str, dict[str, Any]]) 
 
 
 def fingerprint(path: Path) -> str:
-    """SHA-256 of a file, or of a folder's names, sizes and times (of a model's folder: config and weights only)."""
+    """SHA-256 of a file, or of a folder's names, sizes and samples (of a model's folder: config and weights only).
+
+    A sample is the first, the middle and the last `SAMPLE` bytes of a file: enough to tell two trained models apart,
+    and quick for 16 GB.
+    """
     digest = hashlib.sha256()
     if path.is_file():
         with path.open("rb") as content:
@@ -119,6 +157,10 @@ def fingerprint(path: Path) -> str:
     model = [path / "config.json", *sorted(path.glob("*.safetensors")), *sorted(path.glob("*.bin"))]
     files = model if model[0].exists() else sorted(file for file in path.rglob("*") if file.is_file())
     for file in files:
-        size, time = file.stat().st_size, file.stat().st_mtime_ns
-        digest.update(f"{file.relative_to(path)} {size} {time}\n".encode())
+        size = file.stat().st_size
+        digest.update(f"{file.relative_to(path)} {size}\n".encode())
+        with file.open("rb") as content:
+            for start in (0, size // 2, max(0, size - SAMPLE)):
+                content.seek(start)
+                digest.update(content.read(SAMPLE))
     return digest.hexdigest()

@@ -85,6 +85,13 @@ def check_sizes(args: SimpleNamespace, n: int) -> None:
         if value < 1:
             raise ValueError(f"{flag} must be >= 1, got {value}: the run would train nothing")
     for model, ranks in _training_ranks(args).items():
+        group, sharing = getattr(args, model), args.ds.ring_attn_size * args.ds.tensor_parallel_size
+        gpus = group.num_nodes * group.num_gpus_per_node
+        if gpus % sharing:
+            raise ValueError(
+                f"--{model}.num_nodes times --{model}.num_gpus_per_node is {gpus}, not a multiple of "
+                f"--ds.tensor_parallel_size times --ds.ring_attn_size, {sharing}"
+            )
         step = args.train.micro_batch_size * ranks
         if args.train.batch_size % step:
             raise ValueError(

@@ -56,6 +56,7 @@ def test_the_planned_steps_are_counted_from_the_usable_prompts(args):
         ({"prompt": ""}, "empty"),
         ({"prompt": "  \n"}, "empty"),
         ({"prompt": None}, "a text or a list of messages"),
+        ({"prompt": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes"}]}, "the assistant's"),
         ({"prompt": "<|im_start|>user\nHi<|im_end|>\n"}, "control token"),
         ({"prompt": "long " * 400}, "the reward model cannot read the prompt"),
     ],
@@ -85,6 +86,7 @@ def test_messages_are_prompts_and_other_lists_are_not(args):
     ("rows", "flags", "named"),
     [
         ([], [], "--data.prompt_dataset"),
+        ([GOOD] * 4, ["--data.input_template", "{} {}"], "--data.input_template"),
         (None, [], "--data.prompt_dataset"),
         ([GOOD] * 4, ["--data.input_key", "question"], "--data.input_key question: the columns"),
         ([GOOD] * 4, ["--actor.model_name_or_path", "no/policy"], "no/policy has no tokenizer"),

@@ -1,21 +1,22 @@
 """A run owns its folders: a lock that dies with its owner, and flags that may not change under its checkpoints."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
 
 import pytest
 
-from openrlhf_gpm.trainer.policy.lock import lock
+from openrlhf_gpm.lock import lock
 from openrlhf_gpm.trainer.policy.resume import check_resume, last_checkpoint
-from openrlhf_gpm.trainer.policy.run_state import own_folders
+from openrlhf_gpm.trainer.policy.run_state import fingerprint, own_folders
 
 HOLD = """
 import sys
 from pathlib import Path
-from openrlhf_gpm.trainer.policy.lock import lock
-lock(Path(sys.argv[1]), "--ckpt.output_dir")
+from openrlhf_gpm.lock import lock
+lock(Path(sys.argv[1]) / ".run.lock", f"--ckpt.output_dir {sys.argv[1]}")
 print("locked", flush=True)
 sys.stdin.read()
 """
@@ -53,7 +54,7 @@ def test_a_folder_is_refused_while_its_owner_lives_and_free_when_it_was_killed(t
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as owner:
         assert owner.stdout.readline() == "locked\n"
         second = subprocess.run(command, input="", capture_output=True, text=True, timeout=60)
-        assert f"--ckpt.output_dir {folder} belongs to a run that is alive (pid {owner.pid} on " in second.stderr
+        assert f"--ckpt.output_dir {folder} is in use by another run (pid {owner.pid} on " in second.stderr
         owner.send_signal(signal.SIGKILL)
         owner.wait()
         assert subprocess.run(command, input="", capture_output=True, text=True, timeout=60).stdout == "locked\n"
@@ -61,8 +62,8 @@ def test_a_folder_is_refused_while_its_owner_lives_and_free_when_it_was_killed(t
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(ValueError, match=r"--ckpt.output_dir .*file/out cannot be written to"):
-        lock(tmp_path / "file" / "out", "--ckpt.output_dir")
+    with pytest.raises(ValueError, match=r"--ckpt.output_dir out cannot be written to"):
+        lock(tmp_path / "file" / "out" / ".run.lock", "--ckpt.output_dir out")
 
 
 def test_the_flags_of_a_run_lie_in_each_of_its_folders(run, tmp_path):
@@ -98,6 +99,49 @@ def test_an_input_whose_content_changed_is_another_input(run, tmp_path, name):
     (tmp_path / "out" / "config.json").touch()
     (tmp_path / name).write_text('{"prompt": "b"}\n')
     with pytest.raises(ValueError, match="has changed"):
+        own_folders(run("--ckpt.load_enable"))
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        *(["--train.enable_ema"], ["--ds.lora.dropout", "0.1"], ["--actor.adam.eps", "1e-6"], ["--train.seed", "7"]),
+        *(["--actor.muon.momentum", "0.5"], ["--train.num_episodes", "2"], ["--ds.load_in_4bit"]),
+    ],
+)
+def test_every_flag_defines_a_run_unless_it_is_known_to_be_harmless(run, tmp_path, flags):
+    own_folders(run())
+    (tmp_path / "out" / "config.json").touch()
+    with pytest.raises(ValueError, match=f"{flags[0]} was"):
+        own_folders(run(*flags, "--ckpt.load_enable"))
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [["--vllm.enforce_eager"], ["--ckpt.max_num", "9"], ["--logger.logging_steps", "2"], ["--ds.adam_offload"]],
+)
+def test_memory_logging_and_saving_may_change(run, tmp_path, flags):
+    own_folders(run())
+    (tmp_path / "out" / "config.json").touch()
+    own_folders(run(*flags, "--ckpt.load_enable"))
+
+
+def test_a_copy_of_a_model_is_the_same_model_and_other_weights_are_not(tmp_path):
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text("{}")
+        (tmp_path / name / "model.safetensors").write_bytes(bytes(300_000))
+    os.utime(tmp_path / "two" / "config.json", (1, 1))
+    assert fingerprint(tmp_path / "one") == fingerprint(tmp_path / "two")
+    (tmp_path / "two" / "model.safetensors").write_bytes(bytes(299_999) + b"1")
+    assert fingerprint(tmp_path / "one") != fingerprint(tmp_path / "two")
+
+
+def test_a_damaged_record_of_a_run_is_named(run, tmp_path):
+    own_folders(run())
+    (tmp_path / "out" / "config.json").touch()
+    (tmp_path / "out" / "run.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"run\.json is damaged"):
         own_folders(run("--ckpt.load_enable"))
 
 
@@ -159,6 +203,7 @@ def test_no_checkpoint_is_said_and_the_run_starts_at_step_0(run, tmp_path, caplo
 
 def test_a_latest_that_names_nothing_says_which_checkpoints_there_are(run, tmp_path):
     save_checkpoint(tmp_path / "deepspeed", 4, ranks=1)
-    (tmp_path / "deepspeed" / "_actor" / "latest").write_text("global_step5")
-    with pytest.raises(ValueError, match=r"names global_step5, which is not there: write one of global_step4"):
-        check_resume(run("--ckpt.load_enable"))
+    for name, said in (("global_step5", "global_step5"), ("", "\\(nothing\\)")):  # empty: killed while it was written
+        (tmp_path / "deepspeed" / "_actor" / "latest").write_text(name)
+        with pytest.raises(ValueError, match=f"names {said}, which is not there: write one of global_step4"):
+            check_resume(run("--ckpt.load_enable"))

@@ -125,6 +125,7 @@ def test_the_check_of_batch_sizes_agrees_with_deepspeeds(parse, nodes, capsys):
         (["--train.max_epochs", "0"], ["--train.max_epochs"]),
         (["--critic.freezing_steps", "1000"], ["--critic.freezing_steps"]),
         (["--gpo.beta", "inf"], ["--gpo.beta"]),
+        (["--ds.tensor_parallel_size", "2"], ["--actor.num_gpus_per_node is 1", "--ds.tensor_parallel_size"]),
         (["--gpo.beta", "1e-46"], ["--gpo.beta"]),
         (["--rollout.temperature", "0"], ["--rollout.temperature"]),
     ],
