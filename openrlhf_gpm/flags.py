@@ -12,17 +12,18 @@ from typing import Any
 KEY = "flag"
 
 
-def flag(default: Any, help: str, *, name: str | None = None, **options: Any) -> Any:
+def flag(default: Any, help: str, *, name: str | None = None, shown: str | None = None, **options: Any) -> Any:
     """A dataclass field that is also a flag.
 
     Args:
         default: of field and flag; False makes a switch. None needs `type` among the options.
         help: of the flag; the default is added to it.
         name: of the flag, where the field has another.
+        shown: what the help says of the default, where that is not the default itself.
         options: more arguments of `add_argument`, such as choices, type or metavar.
     """
     assert default is not True, "a switch is off by default: give it the opposite name"
-    return field(default=default, metadata={KEY: {"name": name, "help": help, **options}})
+    return field(default=default, metadata={KEY: {"name": name, "help": help, "shown": shown, **options}})
 
 
 def flag_fields(cls: Any) -> dict[str, Field[Any]]:
@@ -36,9 +37,9 @@ def add_flags(parser: Any, prefix: str, flags: Mapping[str, Field[Any]], of: str
     parser: an ArgumentParser or one of its argument groups.
     """
     for name, item in flags.items():
-        options = {key: value for key, value in item.metadata[KEY].items() if key != "name"}
+        options = {key: value for key, value in item.metadata[KEY].items() if key not in ("name", "shown")}
         options["help"] = (f"{of}: " if of else "") + options["help"]
-        options["help"] += "" if item.default is False else f" (default: {_shown(item.default)})"
+        options["help"] += "" if item.default is False else f" (default: {_shown(item)})"
         if item.default is False:
             options["action"] = "store_true"
         elif item.default is not None:
@@ -68,5 +69,5 @@ def check_choices(values: Any, prefix: str) -> None:
             raise ValueError(f"--{prefix}.{name} must be {' or '.join(map(str, choices))}, got {value!r}")
 
 
-def _shown(default: Any) -> str:
-    return "none" if default is None else str(default)
+def _shown(item: Field[Any]) -> str:
+    return str(item.metadata[KEY]["shown"] or ("none" if item.default is None else item.default))

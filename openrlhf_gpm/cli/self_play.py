@@ -15,9 +15,10 @@ Flags after `--` go to `python -m openrlhf.cli.train_ppo_ray` of every pass; {pa
 (quote it). Pass 1 starts from --actor.model_name_or_path, pass 2 from OUTPUT/pass1, and so on. self-play itself sets
 --ckpt.output_dir OUTPUT/passN, --ckpt.path OUTPUT/passN/deepspeed and --ckpt.load_enable.
 
-After a stop or a crash the same command goes on: finished passes are skipped, and the open one continues from its
-last checkpoint (--ckpt.save_steps N keeps one every N steps). Other flags in the same OUTPUT are refused, and so is a
-second self-play while the first is alive. The checkpoints of a finished pass (14 bytes per weight each) are removed.
+After a stop or a crash the same command resumes the run: finished passes are skipped, and the unfinished one
+continues from its last checkpoint (--ckpt.save_steps N keeps one every N steps). Other flags in the same OUTPUT are
+refused, and so is a second self-play while the first is alive. The checkpoints of a finished pass (14 bytes per weight
+each) are removed.
 
 Exit status: 0 when all passes are done, 2 for flags that cannot work, else that of the pass that failed.
 """
@@ -28,12 +29,12 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser = subparsers.add_parser(
         "self-play",
         help="train a policy in several passes, each from the policy of the one before",
-        description="Passes of openrlhf.cli.train_ppo_ray as one run that can be stopped and started again.",
+        description="Run several passes of openrlhf.cli.train_ppo_ray as one resumable run.",
         epilog=EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         usage="openrlhf-gpm self-play [--passes N] [--output DIR] -- FLAGS_OF_TRAIN_PPO_RAY",
     )
-    parser.add_argument("--passes", type=int, default=3, metavar="N", help="how many (default: 3)")
+    parser.add_argument("--passes", type=int, default=3, metavar="N", help="number of passes (default: 3)")
     parser.add_argument(
         "--output",
         type=Path,
@@ -41,7 +42,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         metavar="DIR",
         help="policies go to DIR/pass1, DIR/pass2 ...; all nodes must share it (default: %(default)s)",
     )
-    parser.add_argument("flags", nargs="*", metavar="FLAGS", help="of train_ppo_ray, after `--`")
+    parser.add_argument("flags", nargs="*", metavar="FLAGS", help="flags for train_ppo_ray, after `--`")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -31,17 +31,18 @@ class ModelFlags:
         "two responses in both orders, which costs K (K - 1) passes per group",
         choices=CHOICES["head"],
     )
-    dim: int | None = flag(None, f"embedding size 2k, even; none: {GPMConfig.dim}, or 2 for other heads", type=int)
+    dim: int | None = flag(None, "embedding size 2k, even", type=int, shown=f"{GPMConfig.dim}; 2 for other heads")
     gate: str | None = flag(
         None,
-        "scale gate lambda(x), read from the prompt's last token; "
-        f"none given: {GPMConfig.gate}, or no gate for other heads",
+        "scale gate lambda(x), read from the prompt's last token",
         choices=CHOICES["gate"],
+        shown=f"{GPMConfig.gate}; none for other heads",
     )
     tau: float | None = flag(
         None,
-        f"temperature: log-odds are the raw score / tau; none: {GPMConfig.tau}, or 1 for other heads",
+        "temperature: log-odds are the raw score / tau",
         type=float,
+        shown=f"{GPMConfig.tau}; 1 for other heads",
     )
     learn_tau: bool = flag(False, "train tau, starting from --gpm.tau")
     no_normalize: bool = flag(False, "leave embeddings at their length instead of unit length")
