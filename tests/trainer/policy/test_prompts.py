@@ -1,10 +1,13 @@
 """Prompts are read before anything starts: what a run could not use is refused, or left out, with its row."""
 
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 from datasets import Dataset
 from openrlhf.cli import train_ppo_ray
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
@@ -113,3 +116,36 @@ def test_prompts_that_the_policy_reads_cut_are_counted(args, caplog):
     with caplog.at_level("WARNING"):
         check_prompts(run)
     assert "1 of 5 prompts are longer than --data.max_len 60 less --rollout.max_new_tokens 8" in caplog.text
+
+
+def without(name: str, folder: Path) -> None:
+    """Take a tensor out of a checkpoint."""
+    tensors = load_file(folder / "model.safetensors")
+    del tensors[name]
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def cut_short(folder: Path) -> None:
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:2000])
+
+
+DAMAGE = {
+    "no head": (lambda folder: without("score.weight", folder), r"no tensor score\.weight"),
+    "a layer lacks a tensor": (
+        lambda folder: without("model.layers.1.mlp.up_proj.weight", folder),
+        "1 tensors are missing",
+    ),
+    "cut short": (cut_short, "is missing or damaged"),
+    "no weights": (lambda folder: (folder / "model.safetensors").unlink(), r"has no model\.safetensors"),
+    "no tokenizer": (lambda folder: [file.unlink() for file in folder.glob("tokenizer*")], "holds no tokenizer"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_a_gpm_whose_files_are_incomplete_is_refused_before_anything_starts(args, gpm_checkpoint, tmp_path, name):
+    damage, said = DAMAGE[name]
+    folder = shutil.copytree(gpm_checkpoint, tmp_path / "damaged")
+    damage(folder)
+    with pytest.raises(ValueError, match=said):
+        check_prompts(args([GOOD] * 5, "--reward.model_name_or_path", str(folder)))
