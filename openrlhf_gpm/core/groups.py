@@ -3,7 +3,8 @@
 Notation: G prompts, K responses each; M answers of the opponent, which are the group's own unless others are given.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -27,6 +28,9 @@ class Groups:
 
     weights: Tensor | None = None
     """(G, K, M) or broadcastable: how much each of these answers counts; rows sum to 1. Goes with `against`."""
+
+    drift: Mapping[str, Tensor] = field(default_factory=dict)
+    """(G, K) nats of each frozen policy f, by its name: log pi_t(y) - log pi_f(y), summed over the tokens of y."""
 
     def __post_init__(self) -> None:
         require_square(self.scores, "scores")

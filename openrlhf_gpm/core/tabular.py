@@ -11,9 +11,11 @@ matrix are
 and F (g / pi) = g - pi sum(g) = g: the natural gradient is g / pi, which is slope / pi up to a constant that the
 softmax removes. For a squared error, slope_i = -2 pi_i target_i, and a step of size 1/2 gives pi exp(target) / Z: the
 multiplicative-weights step of arXiv 2410.02197, eq. 5.7.
+
+A frozen policy is a table of logits too: a mixture of weights is a mixture of logits.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 import torch
@@ -26,6 +28,10 @@ from openrlhf_gpm.core.groups import Groups
 class Player(Protocol):
     """What `play` needs of an objective."""
 
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The frozen policies whose drift it reads."""
+
     def prepare(self, groups: Groups) -> Mapping[str, Tensor]:
         """Numbers of each answer, (1, K) each."""
 
@@ -33,24 +39,39 @@ class Player(Protocol):
         """(K,) nats, (K,) each -> (K,)."""
 
 
-def play(objective: Player, scores: Tensor, start: Tensor, steps: int, step_size: float = 0.5) -> Tensor:
+def play(
+    objective: Player,
+    scores: Tensor,
+    start: Tensor,
+    steps: int,
+    step_size: float = 0.5,
+    share: Callable[[str, int], float] | None = None,
+) -> Tensor:
     """The policies of self-play, the start first: (T + 1, K) float64, each sums to 1.
 
     scores: (K, K) log-odds that the row's answer beats the column's, K >= 2; start: (K,), normalised here.
     The group of every step is all K answers. Their opponent is the policy itself, in exact expectation.
+    share: how much of the policy goes into a frozen policy after a step, by its name and the step (from 1), as
+    `FrozenRules.share`; required where the objective needs one.
     """
     scores = scores.double()
     log_policy = start.double().log().log_softmax(-1)
     policies = [log_policy.exp()]
-    for _ in range(steps):
+    frozen = dict.fromkeys(objective.needs, log_policy)
+    if frozen and share is None:
+        raise ValueError(f"`share` is missing: how do {', '.join(frozen)} follow the policy?")
+    for step in range(1, steps + 1):
         policy = policies[-1]
-        groups = Groups(scores[None], against=scores[None], weights=policy[None, None])
+        drift = {name: (log_policy - logits.log_softmax(-1))[None] for name, logits in frozen.items()}
+        groups = Groups(scores[None], against=scores[None], weights=policy[None, None], drift=drift)
         given = {name: values[0] for name, values in objective.prepare(groups).items()}
         moved = torch.zeros_like(policy, requires_grad=True)
         weights = policy.clamp(min=torch.finfo(policy.dtype).tiny)  # a probability of 0 has a slope / pi too
         (slope,) = torch.autograd.grad((weights * objective.loss(moved, given)).sum(), moved)
         log_policy = (log_policy - step_size * slope / weights).log_softmax(-1)
         policies.append(log_policy.exp())
+        if share is not None:
+            frozen = {name: logits.lerp(log_policy, share(name, step)) for name, logits in frozen.items()}
     return torch.stack(policies)
 
 

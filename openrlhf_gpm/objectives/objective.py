@@ -3,9 +3,10 @@
 Notation: G prompts, K responses each; n trained responses per group; B responses of a micro-batch.
 
     moved = log pi_theta(y) - log pi_t(y), summed over the tokens of y, in nats; pi_t is the policy that sampled y
+    drift = log pi_t(y) - log pi_f(y), of a frozen policy f; known before training
 
-pi_t is the only policy that a loss sees. An objective sees groups as tensors, never a token, so it trains a table
-(`core/tabular.py`) as well as a language model.
+Every frozen policy enters a loss through its drift: log pi_theta - log pi_f = moved + drift. An objective sees groups
+as tensors, never a token, so it trains a table (`core/tabular.py`) as well as a language model.
 """
 
 from collections.abc import Mapping
@@ -32,8 +33,24 @@ class Objective:
     own_loss: ClassVar[bool] = True
     """Whether `prepare` and `loss` replace OpenRLHF's policy loss; otherwise only `reward` is used."""
 
+    together: ClassVar[int] = 1
+    """Responses that meet in one loss: 2 for pairs, which are neighbours in `select`."""
+
+    iteration_every: ClassVar[int | None] = None
+    """Steps between copies of the frozen policy `iteration`; None: --frozen.iteration_every says it."""
+
     def __post_init__(self) -> None:
         check_choices(self, self.prefix)
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The frozen policies (`objectives/frozen.py`) whose drift `prepare` reads; each costs one more forward."""
+        return ()
+
+    @property
+    def saved(self) -> tuple[str, ...]:
+        """Those of them that are written beside the trained policy."""
+        return ()
 
     def reward(self, groups: Groups) -> Tensor:
         """(G, K): what the log shows as the reward of a response, and what OpenRLHF's own losses train on."""
@@ -53,5 +70,8 @@ class Objective:
         raise NotImplementedError
 
     def loss(self, moved: Tensor, given: Mapping[str, Tensor]) -> Tensor:
-        """(B,) -> (B,), minimised in the mean over responses. `given`: what `prepare` made, (B,) each."""
+        """(B,) -> (B,), minimised in the mean over responses. `given`: what `prepare` made, (B,) each.
+
+        With `together` = 2, (B, 2) -> (B,), minimised in the mean over pairs; `given` is (B, 2) each.
+        """
         raise NotImplementedError

@@ -26,6 +26,7 @@ class MeanScore:
 
     of: Callable[[Tensor, Tensor], Tensor] = squared
     beta: float = 1.0
+    needs: tuple[str, ...] = ()
 
     def prepare(self, groups: Groups) -> dict[str, Tensor]:
         return {"target": groups.mean_score() / self.beta}

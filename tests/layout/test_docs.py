@@ -12,7 +12,7 @@ from openrlhf_gpm.cli.main import build_parser
 ROOT = Path(__file__).parents[2]
 PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]
 # Our own flags; each must be documented.
-PREFIXES = ("reward_model_type", "gpm.", *(f"{cls.prefix}." for cls in objectives.classes().values()))
+PREFIXES = ("reward_model_type", "gpm.", "frozen.", *(f"{cls.prefix}." for cls in objectives.classes().values()))
 
 
 @pytest.fixture(scope="module")

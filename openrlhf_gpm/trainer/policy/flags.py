@@ -9,6 +9,7 @@ from openrlhf.utils.logging_utils import init_logger
 
 from openrlhf_gpm import objectives
 from openrlhf_gpm.checkpoints.checkpoint import open_pretrained
+from openrlhf_gpm.objectives import frozen
 from openrlhf_gpm.trainer.checkpoint_checks import check_parallelism
 from openrlhf_gpm.trainer.policy import upstream_flags
 from openrlhf_gpm.trainer.policy.paths import absolute_paths
@@ -41,6 +42,7 @@ def add_flags(parser: ArgumentParser) -> None:
         "responses",
     )
     objectives.add_objective_flags(parser)
+    frozen.add_frozen_flags(parser)
 
 
 def check(args: SimpleNamespace) -> None:
@@ -48,6 +50,7 @@ def check(args: SimpleNamespace) -> None:
     objective = objectives.from_args(args)
     scores_groups = args.reward_model_type == "gpm" or objective.own_loss
     unread = objectives.unread_flags(args, type(objective) if scores_groups else None)
+    unread += frozen.unread_flags(args, objective)
     if args.gpm.log_groups and not scores_groups:
         unread.append("--gpm.log_groups")
     if args.gpm.attn_implementation != "auto" and args.reward_model_type != "gpm":
@@ -55,6 +58,7 @@ def check(args: SimpleNamespace) -> None:
     if unread:
         logger.warning(f"{', '.join(unread)}: not used, because no part of this run reads them")
     if objective.own_loss:
+        frozen.from_args(args)  # checks them
         upstream_flags.check(args)
     if scores_groups:
         absolute_paths(args)
