@@ -10,14 +10,21 @@ from pathlib import Path
 from typing import Any, TextIO
 
 
-def write(path: Path, content: str | bytes) -> None:
-    """Write a file under a temporary name, then rename it: a reader sees the old content or the new."""
+@contextmanager
+def temporary(path: Path) -> Iterator[Path]:
+    """A name to write a file to; the file becomes `path` when the block ends, and on an error it disappears."""
     new = _new(path)
     try:
-        new.write_bytes(content.encode() if isinstance(content, str) else content)
+        yield new
         os.replace(new, path)
     finally:
         new.unlink(missing_ok=True)
+
+
+def write(path: Path, content: str | bytes) -> None:
+    """Write a file under a temporary name, then rename it: a reader sees the old content or the new."""
+    with temporary(path) as new:
+        new.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 @contextmanager

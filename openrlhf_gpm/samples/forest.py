@@ -20,7 +20,7 @@ from torch import Tensor
 from openrlhf_gpm.samples.formatting import Encoded
 from openrlhf_gpm.samples.runs import Runs, forest_runs
 
-MAX_SHARE = 0.9
+MAX_SHARE = 0.95
 """Use a forest only where it has at most this share of the tokens of encoding every sample in full."""
 
 KEY_COST = 1 / 8

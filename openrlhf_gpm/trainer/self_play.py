@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -77,6 +77,14 @@ def plan(flags: Sequence[str], passes: int, output: Path) -> list[Pass]:
         filled = [word.replace("{pass}", str(number)) for word in flags]
         planned.append(Pass(number, folder, (*filled, *own)))
     return planned
+
+
+def with_reference(planned: Sequence[Pass]) -> list[Pass]:
+    """The passes with one reference policy for all, the start of pass 1, where the objective needs one."""
+    args = _parse(planned[0].flags)
+    if args.frozen.ref or "ref" not in objectives.from_args(args).needs:
+        return list(planned)
+    return [replace(each, flags=(*each.flags, "--frozen.ref", _policy(planned[0]))) for each in planned]
 
 
 def unfinished(each: Pass) -> str | None:
@@ -150,6 +158,7 @@ def run(planned: Sequence[Pass], say: Say) -> int:
     pass, and all its processes, before they stop this one.
     """
     lock(planned[0].folder.parent / LOCK, f"--output {planned[0].folder.parent}")
+    planned = with_reference(planned)
     check(planned)
     for each in planned:
         if not unfinished(each):

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from openrlhf_gpm import GPM, core
 
@@ -84,20 +85,31 @@ def test_the_trained_policy_is_saved_and_is_another(gpo, stack):
     assert any(not torch.equal(a, b) for a, b in zip(start.parameters(), end.parameters(), strict=True))
 
 
-def test_two_zero3_actors_two_engines_a_tied_policy_and_a_kl_loss(align, gpm, stack):
-    curves, steps, _ = align(
+def test_two_zero3_actors_two_engines_a_tied_policy_a_kl_loss_and_a_magnet(align, gpm, stack):
+    curves, steps, out = align(
         "wide",
         *("--reward_model_type", "gpm", "--reward.model_name_or_path", str(gpm)),
         *("--actor.policy_loss_type", "sppo", "--gpo.beta", "0.5", "--ds.zero_stage", "3"),
         *("--actor.model_name_or_path", stack.world["tied_policy"], "--actor.num_gpus_per_node", "2"),
         *("--vllm.num_engines", "2", "--reward.num_gpus_per_node", "2", "--ref.num_gpus_per_node", "1"),
         *("--algo.kl.init_coef", "0.1", "--algo.kl.use_loss", "--algo.kl.estimator", "k2"),
+        *("--gpo.pull", "0.5", "--gpo.magnet", "ref", "--gpo.save_magnet"),
     )
     assert_in_sync(curves)
-    for group in steps[0]:
-        expected = (torch.tensor(group["win_rates"]) - 0.5) / 0.5
+    for group in (group for step in steps for group in step):
+        drift = torch.tensor(group["drift_ref"])
+        expected = (torch.tensor(group["win_rates"]) - 0.5) / 0.5 - 0.5 * drift
         torch.testing.assert_close(torch.tensor(group["target"]), expected, atol=1e-5, rtol=1e-5)
     assert max(curves["train/kl"]) > 0
+
+    # The magnet is the start: the same numbers at first, another policy after the first update, the start at the end.
+    assert [max(map(abs, group["drift_ref"])) for group in steps[0]] == [0.0] * 8
+    assert max(abs(drift) for group in steps[-1] for drift in group["drift_ref"]) > 1e-3
+    start, magnet = (
+        load_file(Path(path) / "model.safetensors") for path in (stack.world["tied_policy"], out / "magnet")
+    )
+    assert start.keys() == magnet.keys()
+    assert all(torch.equal(magnet[name], weight) for name, weight in start.items())
 
 
 def test_a_bradley_terry_reward_makes_targets_of_its_differences(align, bt):

@@ -1,4 +1,4 @@
-"""A run that is killed in the middle of the Ray loop goes on as if it had not been."""
+"""A run that is killed in the middle of the Ray loop goes on as if it had not been, its magnet included."""
 
 import os
 import signal
@@ -12,7 +12,7 @@ STEP = "train/policy_loss"
 def test_a_killed_run_resumes_with_the_next_steps_loss(stack, gpm, ray_env, tmp_path):
     flags = (
         *("--reward_model_type", "gpm", "--reward.model_name_or_path", str(gpm), "--actor.policy_loss_type", "gpo"),
-        *("--train.full_determinism_enable", "--ckpt.save_steps", "1", "--gpo.beta", "0.5"),
+        *("--train.full_determinism_enable", "--ckpt.save_steps", "1", "--gpo.beta", "0.5", "--gpo.pull", "0.5"),
         *("--rollout.batch_size", "2", "--train.batch_size", "8"),  # 16 steps: the kill is well before the last
     )
     whole = stack.train_ppo_ray(tmp_path / "whole", *flags, env=ray_env)
@@ -40,4 +40,7 @@ def test_a_killed_run_resumes_with_the_next_steps_loss(stack, gpm, ray_env, tmp_
     assert len(whole[STEP]) == 16
     assert len(rest[STEP]) == 16 - done
     assert rest[STEP][0] == pytest.approx(whole[STEP][done], rel=1e-5)
-    assert rest["train/target_q95"][0] == pytest.approx(whole["train/target_q95"][done], rel=1e-5)
+    for name in ("train/target_q95", "train/drift_ema_q95"):
+        assert rest[name][0] == pytest.approx(whole[name][done], rel=1e-5)
+    assert whole["train/drift_ema_q95"][0] == 0.0
+    assert whole["train/drift_ema_q95"][done] > 1e-3

@@ -34,7 +34,7 @@ NEEDS = {  # what each part imports besides the standard library and this packag
     "checkpoints": {"huggingface_hub", "peft", "safetensors", "torch", "transformers"},
     "scoring": {"numpy", "torch", "vllm"},
     "evaluation": {"matplotlib", "numpy", "torch"},
-    "trainer": {"deepspeed", "huggingface_hub", "openrlhf", "ray", "torch", "tqdm"},
+    "trainer": {"deepspeed", "huggingface_hub", "openrlhf", "ray", "safetensors", "torch", "tqdm"},
     "plugin": {"openrlhf"},
     "cli": {"torch", "tqdm"},
 }

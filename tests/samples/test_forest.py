@@ -136,9 +136,9 @@ def test_tokens_are_counted_in_full_and_with_each_prefix_once():
     assert collate_forest(many)["input_ids"].numel() == 10
 
 
-def test_a_forest_pays_where_it_has_a_tenth_fewer_tokens():
-    assert not forest_pays([group([7], [1, 2, 3, 4, 5], [2, 3, 4, 5, 6])])  # 11 of 12
-    assert forest_pays([group([7, 8], [1, 2, 3, 4], [2, 3, 4, 5])])  # 10 of 12
+def test_a_forest_pays_where_it_has_a_twentieth_fewer_tokens():
+    assert not forest_pays([group([7], [1] * 10, [2] * 10)])  # 21 of 22
+    assert forest_pays([group([7, 8], [1] * 10, [2] * 10)])  # 22 of 24
     assert not forest_pays([group(range(50), [1])])
     assert forest_pays([group([7], [1]), group([7], [1] * 9)])  # nothing is shared, but no padding either: 12 of 20
 

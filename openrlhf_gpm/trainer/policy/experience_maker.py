@@ -9,6 +9,7 @@ import itertools
 from collections.abc import Callable
 from typing import Any
 
+import ray
 import torch
 from openrlhf.trainer.ppo_utils.experience import Experience
 from openrlhf.trainer.ppo_utils.experience_maker import RemoteExperienceMaker
@@ -18,8 +19,12 @@ from openrlhf_gpm import objectives
 from openrlhf_gpm.core import Groups, bt_scores, cyclic_share, group_scores, quantiles, win_rates
 from openrlhf_gpm.trainer.policy.actor import GIVEN
 from openrlhf_gpm.trainer.policy.group_log import write_groups
+from openrlhf_gpm.trainer.policy.policy_actor import FORWARD
 from openrlhf_gpm.trainer.policy.rows import unpack_rows
 from openrlhf_gpm.trainer.policy.units import data_parallel_size, even_forwards, training_batch
+
+FROZEN = "frozen/"
+"""A frozen policy's log-probs of whole responses travel in `info` under this prefix, (B,) nats."""
 
 
 class GroupExperienceMaker(RemoteExperienceMaker):
@@ -45,8 +50,11 @@ class GroupExperienceMaker(RemoteExperienceMaker):
     def compute_advantages_and_returns(self, experiences: list[Experience]) -> list[Experience]:
         """Scores the groups; then OpenRLHF's advantages, or what the objective prepares and selects."""
         order = torch.tensor(list(itertools.chain.from_iterable(e.index for e in experiences)))
+        if self.objective.own_loss and self.args.train.async_enable:
+            for experience in experiences:  # the actor has moved since a policy before it sampled these
+                experience.action_log_probs = sampler_log_probs(experience)
         rows = self._rows(experiences, order)
-        groups = Groups(_scores(rows))
+        groups = Groups(_scores(rows), drift=self._drift(experiences, order))
         given = self.objective.prepare(groups) if self.objective.own_loss else {}
 
         def scatter(name: str, per_response: Tensor) -> None:
@@ -76,18 +84,39 @@ class GroupExperienceMaker(RemoteExperienceMaker):
         if self.objective.own_loss:
             for experience in experiences:
                 experience.kl = None
-                if self.args.train.async_enable:  # the actor has moved since a policy before it sampled these
-                    experience.action_log_probs = sampler_log_probs(experience)
         else:
             experiences = super().compute_advantages_and_returns(experiences)
         return training_batch(experiences, order, self.objective.select(groups), self.args)
 
     def make_experience(self, samples_list: list[Experience]) -> list[Experience]:
-        """Upstream's, with as many forward passes on each rank as on every other."""
+        """Upstream's, with as many forward passes on each rank as on every other; then one of each frozen policy."""
         models = {"actor": self.actor_model_group, "critic": self.critic_model_group}
         models |= {"reward": self.reward_model_group, "ref": self.initial_model_group}
         ranks = [data_parallel_size(self.args, name) for name, group in models.items() if group is not None]
-        return super().make_experience(even_forwards(samples_list, ranks))[: len(samples_list)]
+        samples = super().make_experience(even_forwards(samples_list, ranks))
+        for name in self.objective.needs:
+            refs = self.actor_model_group.async_run_method_batch(
+                method_name=FORWARD + name,
+                sequences=[each.sequences for each in samples],
+                action_mask=[each.action_mask for each in samples],
+                attention_mask=[each.attention_mask for each in samples],
+            )
+            copies = self.args.ds.ring_attn_size * self.args.ds.tensor_parallel_size
+            for each, log_probs in zip(samples, self._flatten_results(refs, copies), strict=True):
+                each.info[FROZEN + name] = (log_probs * each.action_mask).sum(-1)
+        if self.args.train.colocate_all and self.objective.needs:
+            ray.get(self.actor_model_group.async_run_method(method_name="empty_cache"))
+        return samples[: len(samples_list)]
+
+    def _drift(self, experiences: list[Experience], order: Tensor) -> dict[str, Tensor]:
+        """`Groups.drift`: log pi_t less the frozen policy's log-prob of whole responses, (G, K) in prompt order."""
+        drift = {}
+        for name in self.objective.needs:
+            per_response = torch.cat(
+                [(e.action_log_probs * e.action_mask).sum(-1) - e.info.pop(FROZEN + name) for e in experiences]
+            ).float()
+            drift[name] = per_response[order.argsort()].unflatten(0, (-1, self.args.rollout.n_samples_per_prompt))
+        return drift
 
     def _rows(self, experiences: list[Experience], order: Tensor) -> Tensor:
         """What the reward model returned, in the order of the prompts: (G, K, 3k + 1), or (G, K) of Bradley-Terry.
@@ -150,7 +179,7 @@ def _scores(rows: Tensor) -> Tensor:
 
 
 def group_statistics(groups: Groups, given: dict[str, Tensor]) -> dict[str, float]:
-    """Means over the groups, and quantiles of what the objective prepared for their responses.
+    """Means over the groups, and quantiles of what the objective prepared for their responses and of the drift.
 
     win_rate_spread: best minus worst win rate of a group, [0, 1]. cyclic_share: part of a group's scores that no
     scalar reward can express, [0, 1]. score_scale: mean |score| between two different responses, log-odds.
@@ -162,7 +191,8 @@ def group_statistics(groups: Groups, given: dict[str, Tensor]) -> dict[str, floa
         "cyclic_share": cyclic_share(groups.scores).mean().item(),
         "score_scale": (groups.scores.abs().sum((-1, -2)) / (K * (K - 1))).mean().item(),
     }
-    for name, values in given.items():
+    named = dict(given) | {f"drift_{name}": values for name, values in groups.drift.items()}
+    for name, values in named.items():
         means |= quantiles(name, values.flatten())
     return means
 

@@ -58,14 +58,27 @@ def check(args: SimpleNamespace) -> None:
     if unread:
         logger.warning(f"{', '.join(unread)}: not used, because no part of this run reads them")
     if objective.own_loss:
-        frozen.from_args(args)  # checks them
         upstream_flags.check(args)
+        _check_frozen(args, objective)
     if scores_groups:
         absolute_paths(args)
         _check_groups(args)
         if args.reward_model_type == "gpm":
             _check_gpm_reward(args)
         check_sizes(args, objective.trained(args.rollout.n_samples_per_prompt))
+
+
+def _check_frozen(args: SimpleNamespace, objective: objectives.Objective) -> None:
+    frozen.from_args(args)  # raises ValueError for values that cannot work
+    if "ref" in objective.needs and args.ds.tensor_parallel_size > 1:
+        raise ValueError(
+            f"--ds.tensor_parallel_size {args.ds.tensor_parallel_size} cannot be used with the frozen policy `ref`: "
+            "take 1, or another frozen policy"
+        )
+    if objective.needs and args.ds.zpg > 1:
+        raise ValueError(
+            f"--ds.zpg {args.ds.zpg} keeps second copies of the weights, which a frozen policy would miss: take 1"
+        )
 
 
 def _check_groups(args: SimpleNamespace) -> None:

@@ -27,7 +27,8 @@ def write_groups(
 
     rows: what the reward model returned, (G, K, 3k + 1) or (G, K). Keys: `prompt`, `responses` (K), of a GPM
     `embeddings` (K, 2k), `gate_over_tau` (K, k) and `reward_truncated` (K), of a Bradley-Terry model `rewards` (K),
-    `mean_scores`, `win_rates`, and under its name (`target`) what the objective prepared for each response.
+    `mean_scores`, `win_rates`, `drift_NAME` (K) of each frozen policy, in nats, and under its name (`target`) what the
+    objective prepared for each response.
     """
     K = groups.scores.shape[-1]
     columns: dict[str, list[Any]] = {
@@ -42,6 +43,7 @@ def write_groups(
         embeddings, gate_over_tau, truncated = unpack_rows(rows)
         columns |= {"embeddings": embeddings.tolist(), "gate_over_tau": gate_over_tau.tolist()}
         columns["reward_truncated"] = truncated.bool().tolist()
+    columns |= {f"drift_{name}": values.tolist() for name, values in groups.drift.items()}
     columns |= {name: values.tolist() for name, values in given.items()}
 
     path = Path(directory) / f"step_{step:06d}.jsonl"

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-MODELS = ("actor.model_name_or_path", "reward.model_name_or_path", "critic.model_name_or_path")
+MODELS = ("actor.model_name_or_path", "reward.model_name_or_path", "critic.model_name_or_path", "frozen.ref")
 DATASETS = ("data.prompt_dataset",)
 CHECKPOINTS = ("ckpt.output_dir", "ckpt.path")
 LOGS = ("gpm.log_groups", "logger.tensorboard_dir")

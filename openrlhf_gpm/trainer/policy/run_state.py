@@ -53,7 +53,7 @@ a run."""
 
 SAMPLE = 1 << 16
 
-INPUTS = ("data.prompt_dataset", "actor.model_name_or_path", "reward.model_name_or_path")
+INPUTS = ("data.prompt_dataset", "actor.model_name_or_path", "reward.model_name_or_path", "frozen.ref")
 """Flags of what a run reads: known by content, so that a folder may move, or by name on the Hub."""
 
 WORK = {"ckpt.output_dir": ("config.json", ".new"), "ckpt.path": ("_actor", "*_hf"), "gpm.log_groups": ("step_*",)}
