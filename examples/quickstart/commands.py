@@ -4,7 +4,13 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from openrlhf_gpm.objectives.gpo import GPO
+
 KINDS = ("bt", "gpm")
+"""The reward models."""
+
+RUNS = {"gpm_magnet": "gpm", "gpm": "gpm", "bt": "bt"}
+"""The self-play runs, each with the reward model that judges it."""
 
 
 @dataclass(frozen=True)
@@ -16,6 +22,9 @@ class Settings:
     """GPO iterations: generate, score, update, send the weights to vLLM."""
     beta: float = 5.0
     """1 / beta is the size of a step."""
+    magnet_beta: float = 3.3
+    pull: float = 0.2
+    """Of the magnet, the average of past policies. It damps the steps, which may then be larger."""
     groups: int = 24
     """Groups a prompt and iteration."""
     responses: int = 8
@@ -35,6 +44,10 @@ class Settings:
     def reward_epochs(self, kind: str) -> int:
         """Passes over the comparisons."""
         return self.gpm_epochs if kind == "gpm" else self.bt_epochs
+
+    def objective(self, run: str) -> GPO:
+        """What a run trains."""
+        return GPO(beta=self.magnet_beta, pull=self.pull) if run == "gpm_magnet" else GPO(beta=self.beta)
 
     @property
     def batch(self) -> int:
@@ -60,13 +73,14 @@ def reward_model_command(kind: str, world: Path, out: Path, settings: Settings) 
     ]
 
 
-def alignment_command(kind: str, world: Path, reward: Path, out: Path, settings: Settings) -> list[str]:
+def alignment_command(run: str, world: Path, reward: Path, out: Path, settings: Settings) -> list[str]:
     """`openrlhf.cli.train_ppo_ray` with GPO; the policy after step t is written to `out`/global_step{t}_hf."""
+    objective = settings.objective(run)
     return [
         *(sys.executable, "-m", "openrlhf.cli.train_ppo_ray"),
-        *("--reward_model_type", kind, "--reward.model_name_or_path", str(reward)),
+        *("--reward_model_type", RUNS[run], "--reward.model_name_or_path", str(reward)),
         *("--actor.model_name_or_path", str(world / "start")),
-        *("--actor.policy_loss_type", "gpo", "--gpo.beta", str(settings.beta)),
+        *("--actor.policy_loss_type", "gpo", "--gpo.beta", str(objective.beta), "--gpo.pull", str(objective.pull)),
         *("--gpm.log_groups", str(out / "groups")),
         *("--data.prompt_dataset", str(world / "prompts.jsonl"), "--data.input_key", "prompt"),
         *("--data.max_len", "32", "--rollout.max_new_tokens", "4"),

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from commands import KINDS, Settings
+from commands import RUNS, Settings
 from models import answer_batch, policy_probs
 from stages import write_atomically
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
@@ -24,12 +24,12 @@ def measure(folder: Path, settings: Settings) -> dict[str, Any]:
 
     Returns:
         `games`, one dict per game: size, prompt, answers, wins [K][K] of the training comparisons, gpm_scores [K][K],
-        gpm_embeddings [K][2k] and gpm_gate [k], bt_rewards [K], and policies {bt, gpm}: [T + 1][K] probabilities, the
+        gpm_embeddings [K][2k] and gpm_gate [k], bt_rewards [K], and policies {run: [T + 1][K] probabilities}, the
         start first. `reward_actor_gap`: the largest difference between an embedding that the Ray reward actor gave
         and the one from the checkpoint.
     """
     gpm = GPM.from_pretrained(folder / "gpm")
-    policies = {kind: read_policies(folder, kind, settings.steps) for kind in KINDS}
+    policies = {run: read_policies(folder, run, settings.steps) for run in RUNS}
     games = []
     for index, game in enumerate(GAMES):
         scored = gpm.score(game.prompt, list(game.answers))
@@ -43,7 +43,7 @@ def measure(folder: Path, settings: Settings) -> dict[str, Any]:
                 "gpm_embeddings": scored["embeddings"],
                 "gpm_gate": scored["gate"],
                 "bt_rewards": bt_rewards(folder / "bt", game),
-                "policies": {kind: policies[kind][index] for kind in KINDS},
+                "policies": {run: policies[run][index] for run in RUNS},
             }
         )
     return {"games": games, "reward_actor_gap": reward_actor_gap(gpm, folder / "gpo_gpm" / "groups")}
@@ -57,10 +57,10 @@ def bt_rewards(path: Path, game: Game) -> list[float]:
     return model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits.squeeze(-1).tolist()
 
 
-def read_policies(folder: Path, kind: str, steps: int) -> list[list[list[float]]]:
+def read_policies(folder: Path, run: str, steps: int) -> list[list[list[float]]]:
     """Per game the policies over the steps, [T + 1][K]: the start, then the checkpoint after each step."""
     paths = [folder / "world" / "start"]
-    paths += [folder / f"gpo_{kind}" / f"global_step{step}_hf" for step in range(1, steps + 1)]
+    paths += [folder / f"gpo_{run}" / f"global_step{step}_hf" for step in range(1, steps + 1)]
     tokenizer = AutoTokenizer.from_pretrained(paths[0])
     models = [AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval() for path in paths]
     return [[policy_probs(model, tokenizer, game).tolist() for model in models] for game in GAMES]

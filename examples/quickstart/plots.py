@@ -16,8 +16,8 @@ from openrlhf_gpm.core import worst_case_win_rate
 from openrlhf_gpm.core.tabular import running_average
 
 BLUE, ORANGE, GREY = "#0b62a4", "#d1582b", "#8a8a8a"
-COLORS = {"gpm": BLUE, "bt": ORANGE}
-LABELS = {"gpm": "GPM", "bt": "Bradley-Terry"}
+COLORS = {"gpm_magnet": BLUE, "gpm": "#58a6d6", "bt": ORANGE}
+LABELS = {"gpm_magnet": "GPM, with the magnet", "gpm": "GPM, plain GPO", "bt": "Bradley-Terry"}
 ANSWER_COLORS = (
     "#0b62a4",
     "#e0912f",
@@ -41,7 +41,7 @@ plt.rcParams.update(
     }
 )
 
-Runs = dict[str, list[Tensor]]  # {gpm, bt} -> per game the policies (T + 1, K)
+Runs = dict[str, list[Tensor]]  # run -> per game the policies (T + 1, K)
 
 
 def save(figure: Figure, path: Path) -> None:
@@ -58,23 +58,22 @@ def answer_colors(size: int) -> list[str]:
 
 
 def worst_case(path: Path, runs: Runs, simulated: Runs) -> None:
-    """Worst-case win rate over the steps: of the policy, of its running average, and of the simulation's."""
+    """Worst-case win rate over the steps: of the policy, of its running average, and of the simulation's policy."""
     figure, axes = plt.subplots(1, len(GAMES), figsize=(10.5, 3.1), sharey=True, layout="constrained")
     for column, (axis, game) in enumerate(zip(axes, GAMES, strict=True)):
-        for kind in ("gpm", "bt"):
-            policies, reference = runs[kind][column], simulated[kind][column]
-            average = worst_case_win_rate(game.probs, running_average(policies))
-            axis.plot(worst_case_win_rate(game.probs, policies), color=COLORS[kind], lw=0.9, alpha=0.55)
-            axis.plot(average, color=COLORS[kind], lw=2.4, label=LABELS[kind], solid_capstyle="round")
-            exact = worst_case_win_rate(game.probs, running_average(reference))
-            axis.plot(exact, color=COLORS[kind], lw=1.3, ls=(0, (3, 2)))
+        for run in COLORS:
+            policies, exact = runs[run][column], simulated[run][column]
+            last = worst_case_win_rate(game.probs, policies)
+            axis.plot(last, color=COLORS[run], lw=2.4, solid_capstyle="round")
+            axis.plot(worst_case_win_rate(game.probs, running_average(policies)), color=COLORS[run], lw=0.9, alpha=0.6)
+            axis.plot(worst_case_win_rate(game.probs, exact), color=COLORS[run], lw=1.3, ls=(0, (3, 2)))
             axis.annotate(
-                f"{average[-1]:.2f}",
-                (len(average) - 1, float(average[-1])),
+                f"{last[-1]:.2f}",
+                (len(last) - 1, float(last[-1])),
                 xytext=(5, 0),
                 textcoords="offset points",
                 va="center",
-                color=COLORS[kind],
+                color=COLORS[run],
                 fontweight="bold",
             )
         axis.axhline(0.5, color=GREY, lw=0.8)
@@ -82,23 +81,24 @@ def worst_case(path: Path, runs: Runs, simulated: Runs) -> None:
         axis.set_xticks(range(0, len(policies), 5))
     axes[0].text(0.3, 0.493, "unbeatable", color=GREY, va="top", fontsize=8)
     axes[0].set_ylabel("win rate against\nthe best opponent")
-    keys = [
-        plt.Line2D([], [], color=BLUE, lw=2.4, label="GPO against the GPM"),
-        plt.Line2D([], [], color=ORANGE, lw=2.4, label="GPO against Bradley-Terry"),
-        plt.Line2D([], [], color="#333333", lw=2.4, label="average policy so far"),
-        plt.Line2D([], [], color="#333333", lw=0.9, alpha=0.6, label="the policy itself"),
-        plt.Line2D([], [], color="#333333", lw=1.3, ls=(0, (3, 2)), label="average, exact simulation"),
+    keys = [plt.Line2D([], [], color=COLORS[run], lw=2.4, label=LABELS[run]) for run in COLORS]
+    keys += [
+        plt.Line2D([], [], color="#333333", lw=2.4, label="the policy"),
+        plt.Line2D([], [], color="#333333", lw=0.9, alpha=0.6, label="average so far"),
+        plt.Line2D([], [], color="#333333", lw=1.3, ls=(0, (3, 2)), label="the policy, simulated exactly"),
     ]
-    figure.legend(handles=keys, loc="outside lower center", ncols=5, fontsize=8.5, handlelength=2.2)
+    figure.legend(handles=keys, loc="outside lower center", ncols=6, fontsize=8.5, handlelength=2.2)
     save(figure, path)
 
 
 def policy(path: Path, runs: Runs) -> None:
-    """Probability of every answer over the steps, stacked: one row for each reward model."""
-    figure, axes = plt.subplots(2, len(GAMES), figsize=(10.5, 5.0), sharex=True, sharey=True, layout="constrained")
-    for row, kind in enumerate(("gpm", "bt")):
+    """Probability of every answer over the steps, stacked: one row per run."""
+    figure, axes = plt.subplots(
+        len(COLORS), len(GAMES), figsize=(10.5, 7.0), sharex=True, sharey=True, layout="constrained"
+    )
+    for row, run in enumerate(COLORS):
         for column, game in enumerate(GAMES):
-            axis, policies = axes[row, column], runs[kind][column]
+            axis, policies = axes[row, column], runs[run][column]
             steps = range(len(policies))
             order = [game.size, *range(game.size)]  # the dominated answer at the bottom, where its end is seen
             colors = answer_colors(game.size)
@@ -114,7 +114,7 @@ def policy(path: Path, runs: Runs) -> None:
             axis.set_xticks(range(0, len(policies), 5))
             if row == 0:
                 axis.set_title(f"cycle of {game.size}")
-            else:
+            if row == len(COLORS) - 1:
                 axis.set_xlabel("step")
                 handles, labels = axis.get_legend_handles_labels()
                 axis.legend(
@@ -127,7 +127,7 @@ def policy(path: Path, runs: Runs) -> None:
                     handlelength=1.0,
                     columnspacing=1.2,
                 )
-        axes[row, 0].set_ylabel(f"GPO against {LABELS[kind]}\nprobability of the answer")
+        axes[row, 0].set_ylabel(f"{LABELS[run]}\nprobability of the answer")
     save(figure, path)
 
 

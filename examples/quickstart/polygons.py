@@ -28,27 +28,26 @@ def project(game: Game, policies: Tensor) -> Tensor:
 
 
 def simplex(path: Path, runs: Runs, simulated: Runs) -> None:
-    """The path of the policy for both reward models, the average policy, and the exact simulation behind."""
+    """The path of the policy of each run, the average policy, and the exact simulation behind."""
     figure, axes = plt.subplots(1, len(GAMES), figsize=(10.5, 4.1), layout="constrained")
     for column, (axis, game) in enumerate(zip(axes, GAMES, strict=True)):
         _draw_polygon(axis, game)
-        for kind in ("gpm", "bt"):
-            points, exact = project(game, runs[kind][column]), project(game, simulated[kind][column])
-            average = project(game, runs[kind][column].mean(0, keepdim=True))[0]
-            axis.plot(*exact.mT, color=COLORS[kind], lw=1.1, ls=(0, (3, 2)), alpha=0.7)
-            axis.plot(*points.mT, color=COLORS[kind], lw=1.6, marker="o", ms=2.6, label=LABELS[kind])
-            axis.plot(*average, marker="*", ms=15, color=COLORS[kind], mec="white", mew=1.0, zorder=5)
+        for run in COLORS:
+            points, exact = project(game, runs[run][column]), project(game, simulated[run][column])
+            average = project(game, runs[run][column].mean(0, keepdim=True))[0]
+            axis.plot(*exact.mT, color=COLORS[run], lw=1.1, ls=(0, (3, 2)), alpha=0.7)
+            axis.plot(*points.mT, color=COLORS[run], lw=1.6, marker="o", ms=2.6, label=LABELS[run])
+            axis.plot(*average, marker="*", ms=15, color=COLORS[run], mec="white", mew=1.0, zorder=5)
         axis.plot(*points[0], marker="s", ms=6, color="#222222", mec="white", zorder=6)
         axis.set_title(f"cycle of {game.size}")
-    keys = [
-        plt.Line2D([], [], color=COLORS["gpm"], lw=1.6, marker="o", ms=3, label="GPO against the GPM"),
-        plt.Line2D([], [], color=COLORS["bt"], lw=1.6, marker="o", ms=3, label="GPO against Bradley-Terry"),
+    keys = [plt.Line2D([], [], color=COLORS[run], lw=1.6, marker="o", ms=3, label=LABELS[run]) for run in COLORS]
+    keys += [
         plt.Line2D([], [], color="#333333", lw=1.1, ls=(0, (3, 2)), label="exact simulation"),
         plt.Line2D([], [], color="#222222", ls="", marker="s", ms=6, label="start"),
         plt.Line2D([], [], color="#333333", ls="", marker="*", ms=11, label="average policy"),
         plt.Line2D([], [], color=GREY, ls="", marker="+", ms=9, mew=1.5, label="equal mixture"),
     ]
-    figure.legend(handles=keys, loc="outside lower center", ncols=6, fontsize=8.5, handlelength=2.2)
+    figure.legend(handles=keys, loc="outside lower center", ncols=7, fontsize=8.5, handlelength=2.2)
     save(figure, path)
 
 

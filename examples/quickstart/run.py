@@ -16,12 +16,12 @@ from pathlib import Path
 from types import FrameType
 
 from cluster import RayCluster, cpu_environment, single_process
-from commands import KINDS, Settings, alignment_command, reward_model_command
+from commands import KINDS, RUNS, Settings, alignment_command, reward_model_command
 from stages import MemoryMonitor, ProgressLine, Stage, StageError, Stamps, clock, run_command
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
-NAMES = {"bt": "Bradley-Terry", "gpm": "GPM"}
+NAMES = {"bt": "Bradley-Terry", "gpm": "GPM", "gpm_magnet": "GPM, with a magnet"}
 
 
 def plan(out: Path, settings: Settings) -> list[Stage]:
@@ -61,19 +61,19 @@ def plan(out: Path, settings: Settings) -> list[Stage]:
     }
     runs = [
         Stage(
-            name=f"gpo_{kind}",
-            title=f"train_ppo_ray: GPO against {NAMES[kind]}",
-            command=alignment_command(kind, out / "world", out / kind, out / f"gpo_{kind}", settings),
-            outputs=(out / f"gpo_{kind}" / f"global_step{settings.steps}_hf", out / f"gpo_{kind}" / "last"),
+            name=f"gpo_{name}",
+            title=f"train_ppo_ray: {NAMES[name]}",
+            command=alignment_command(name, out / "world", out / kind, out / f"gpo_{name}", settings),
+            outputs=(out / f"gpo_{name}" / f"global_step{settings.steps}_hf", out / f"gpo_{name}" / "last"),
             sources=package,
             after=(rewards[kind],),
             progress=r"Global step (\d+):",
             unit="step",
             total=settings.steps,
             ray=True,
-            clears=(out / f"gpo_{kind}", out / "tensorboard" / f"gpo_{kind}"),
+            clears=(out / f"gpo_{name}", out / "tensorboard" / f"gpo_{name}"),
         )
-        for kind in KINDS
+        for name, kind in RUNS.items()
     ]
     measure = Stage(
         name="measure",

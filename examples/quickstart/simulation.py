@@ -6,12 +6,13 @@ Notation: K answers, T steps.
 from typing import Any
 
 import torch
+from commands import RUNS, Settings
 from torch import Tensor
 from world import GAMES
 
 from openrlhf_gpm.core import bt_scores
 from openrlhf_gpm.core.tabular import play
-from openrlhf_gpm.objectives.gpo import GPO
+from openrlhf_gpm.objectives.frozen import FrozenRules
 
 
 def fit_bradley_terry(wins: Tensor, ridge: float = 1e-6, steps: int = 50) -> Tensor:
@@ -32,15 +33,16 @@ def fit_bradley_terry(wins: Tensor, ridge: float = 1e-6, steps: int = 50) -> Ten
     return rewards - rewards.mean()
 
 
-def simulate(measurements: dict[str, Any], steps: int, beta: float) -> dict[str, list[Tensor]]:
-    """GPO on tables, from the measured start: {bt, gpm} -> per game the policies (T + 1, K), the start first.
+def simulate(measurements: dict[str, Any], settings: Settings) -> dict[str, list[Tensor]]:
+    """Every run on tables, from the measured start: per game the policies (T + 1, K), the start first.
 
-    bt plays the maximum likelihood rewards of the very comparisons that were sampled, gpm the true scores.
+    bt plays the maximum likelihood rewards of the very comparisons that were sampled, the others the true scores.
     """
-    runs: dict[str, list[Tensor]] = {"bt": [], "gpm": []}
+    runs: dict[str, list[Tensor]] = {run: [] for run in RUNS}
     for game, row in zip(GAMES, measurements["games"], strict=True):
         start = torch.tensor(row["policies"]["gpm"][0], dtype=torch.float64)
         rewards = fit_bradley_terry(torch.tensor(row["wins"]))
-        runs["bt"].append(play(GPO(beta=beta), bt_scores(rewards), start, steps))
-        runs["gpm"].append(play(GPO(beta=beta), game.scores, start, steps))
+        for run, kind in RUNS.items():
+            scores = bt_scores(rewards) if kind == "bt" else game.scores
+            runs[run].append(play(settings.objective(run), scores, start, settings.steps, share=FrozenRules().share))
     return runs

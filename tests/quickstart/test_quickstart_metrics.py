@@ -6,13 +6,13 @@ import metrics
 import pytest
 import report
 import torch
-from commands import Settings
+from commands import RUNS, Settings
 from simulation import fit_bradley_terry
 from world import GAMES, sample_wins, start_policy
 
 from openrlhf_gpm.core import bt_scores, embed_scores
 from openrlhf_gpm.core.tabular import play
-from openrlhf_gpm.objectives.gpo import GPO
+from openrlhf_gpm.objectives.frozen import FrozenRules
 
 
 @pytest.fixture(scope="module")
@@ -22,6 +22,7 @@ def measurements() -> dict:
     for game in GAMES:
         wins = sample_wins(game, seed=0)
         rewards, start = fit_bradley_terry(wins), start_policy(game)
+        scores = {"bt": bt_scores(rewards), "gpm": game.scores}
         games.append(
             {
                 "size": game.size,
@@ -33,8 +34,8 @@ def measurements() -> dict:
                 "gpm_gate": None,
                 "bt_rewards": rewards.tolist(),
                 "policies": {
-                    "gpm": play(GPO(beta=5.0), game.scores, start, 20).tolist(),
-                    "bt": play(GPO(beta=5.0), bt_scores(rewards), start, 20).tolist(),
+                    run: play(Settings().objective(run), scores[kind], start, 20, share=FrozenRules().share).tolist()
+                    for run, kind in RUNS.items()
                 },
             }
         )
@@ -66,22 +67,25 @@ def test_nll_of_the_truth_by_hand():
 
 
 def test_a_perfect_run_equals_its_simulation_and_keeps_every_promise(measurements):
-    result = metrics.compute_metrics(measurements, beta=5.0)
+    result = metrics.compute_metrics(measurements, Settings())
     assert result["gpm"]["accuracy"] == {"3": 1.0, "4": 1.0, "5": 1.0}
     assert all(result["bt"]["accuracy"][size] <= result["bt"]["accuracy_ceiling"][size] for size in ("3", "4", "5"))
-    for run in ("gpo_gpm", "gpo_bt"):
-        assert result[run]["by_size"] == pytest.approx(result["simulation"][run]["by_size"])
-    mean = sum(result["gpo_gpm"]["by_size"].values()) / 3
-    assert result["gpo_gpm"]["worst_case_win_rate"] == pytest.approx(mean)
+    for run in RUNS:
+        for name in ("last", "average"):
+            exact = result["simulation"][f"gpo_{run}"][name]["by_size"]
+            assert result[f"gpo_{run}"][name]["by_size"] == pytest.approx(exact)
+    last = {run: result[f"gpo_{run}"]["last"]["worst_case_win_rate"] for run in RUNS}
+    assert last["bt"] <= 0.25
+    assert last == pytest.approx({"gpm_magnet": 0.482, "gpm": 0.349, "bt": last["bt"]}, abs=1e-3)
     assert all(result["goals"].values())
 
 
 def test_the_promises_are_broken_where_the_policy_never_moves(measurements):
     stuck = json.loads(json.dumps(measurements))
     for game in stuck["games"]:
-        game["policies"]["gpm"] = [game["policies"]["gpm"][0]] * 21
-    kept = list(metrics.compute_metrics(stuck, beta=5.0)["goals"].values())
-    assert kept == [True, False, False, False]
+        game["policies"] = {run: [policies[0]] * 21 for run, policies in game["policies"].items()}
+    kept = list(metrics.compute_metrics(stuck, Settings())["goals"].values())
+    assert kept == [True, False, False, False, False, False]
 
 
 def test_the_report_holds_the_table_the_figures_and_the_times_of_the_stages(measurements, tmp_path):
@@ -97,7 +101,7 @@ def test_the_report_holds_the_table_the_figures_and_the_times_of_the_stages(meas
     for name in report.FIGURES:
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
         assert f"]({name})" in text
-    assert f"{written['gpo_gpm']['worst_case_win_rate']:.3f}" in text
+    assert f"{written['gpo_gpm_magnet']['last']['worst_case_win_rate']:.3f}" in text
     assert "NO " not in (tmp_path / "table.txt").read_text()
     assert not list(tmp_path.glob(".*"))  # temporary names are gone
 

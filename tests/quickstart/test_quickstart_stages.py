@@ -106,23 +106,29 @@ def test_progress_is_read_from_the_log(tmp_path, capsys, monkeypatch, pieces, to
 
 def test_every_stage_comes_after_those_it_reads(tmp_path):
     plan = run.plan(tmp_path, Settings())
-    assert [stage.name for stage in plan] == ["world", "bt", "gpm", "gpo_bt", "gpo_gpm", "measure", "report"]
+    assert [stage.name for stage in plan] == [
+        *("world", "bt", "gpm", "gpo_gpm_magnet", "gpo_gpm", "gpo_bt", "measure", "report")
+    ]
     for index, stage in enumerate(plan):
         assert all(before in plan[:index] for before in stage.after)
         assert all(path.exists() for path in stage.sources)
 
 
-@pytest.mark.parametrize("kind", commands.KINDS)
-def test_the_real_parsers_take_the_flags(kind):
+@pytest.mark.parametrize("run", commands.RUNS)
+def test_the_real_parsers_take_the_flags(run):
     from openrlhf.cli import train_ppo_ray, train_rm
 
     world, out = Path("world"), Path("out")
+    kind = commands.RUNS[run]
     train = commands.reward_model_command(kind, world, out, Settings())
     args = vars(train_rm.build_parser().parse_args(train[3:]))
     assert args["reward_model_type"] == kind
-    align = commands.alignment_command(kind, world, out, out, Settings())
+    align = commands.alignment_command(run, world, out, out, Settings())
     args = vars(train_ppo_ray.build_parser().parse_args(align[3:]))
     assert args["actor.policy_loss_type"] == "gpo"
+    assert (args["gpo.pull"] > 0) == (run == "gpm_magnet")
+    objective = Settings().objective(run)
+    assert (args["gpo.beta"], args["gpo.pull"]) == (objective.beta, objective.pull)
     prompts = 3 * Settings().groups
     assert args["rollout.batch_size"] * args["rollout.n_samples_per_prompt"] == args["train.batch_size"]
     assert args["rollout.batch_size"] == prompts  # one episode is one iteration

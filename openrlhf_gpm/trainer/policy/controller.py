@@ -8,15 +8,26 @@ import ray
 from openrlhf.trainer.ppo_trainer import BasePPOTrainer, SyncPPOTrainer
 from openrlhf.trainer.ppo_trainer_async import AsyncPPOTrainer, BaseTrainingActor
 from openrlhf.trainer.ppo_utils.experience import Experience
+from openrlhf.utils.logging_utils import init_logger
 from ray.exceptions import RayActorError
 
+from openrlhf_gpm import objectives
 from openrlhf_gpm.trainer.policy.supervisor import Supervisor, actors_of
 
+logger = init_logger(__name__)
+
 SECONDS_TO_A_REASON = 10
+
+CYCLIC = 0.2
+"""Share of the scores that no reward can express above which the last policy circles without a frozen policy."""
 
 
 class _GroupStatistics(BasePPOTrainer):
     """What both controllers add: the number of the step for the group log, and statistics of the groups."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.cyclic_shares: list[float] = []  # of the judge, per step
 
     def train_step(self, rollout_samples: Any, global_step: int) -> tuple[dict[str, Any], int]:
         self.experience_maker.step = global_step + 1
@@ -24,6 +35,7 @@ class _GroupStatistics(BasePPOTrainer):
 
     def _compute_rollout_stats(self, experiences: list[Experience]) -> dict[str, float]:
         """Upstream's over the whole rollout batch, of which `experiences` may be a part, and those of its groups."""
+        self.cyclic_shares.append(self.experience_maker.statistics["cyclic_share"])
         return super()._compute_rollout_stats(self.experience_maker.rollout) | self.experience_maker.statistics
 
 
@@ -50,6 +62,22 @@ class BaseGroupPPOTrainer(_GroupStatistics, SyncPPOTrainer):
             ) from None
         finally:
             supervisor.finished.set()
+        if warning := circling(objectives.from_args(self.args), self.cyclic_shares):
+            logger.warning(warning)
+
+
+def circling(objective: objectives.Objective, cyclic_shares: list[float]) -> str | None:
+    """What to say at the end of a run whose last policy cannot be trusted: its judge is cyclic, and nothing pulls."""
+    if not objective.own_loss or objective.needs or not cyclic_shares:
+        return None
+    share = sum(cyclic_shares) / len(cyclic_shares)
+    if share < CYCLIC:
+        return None
+    return (
+        f"{share:.0%} of the judge's scores are cyclic, and no frozen policy was used: the last policy circles around "
+        "the equilibrium and may be worse than an earlier one. A magnet makes it converge: docs/objectives.md, "
+        "What converges"
+    )
 
 
 class BaseGroupTrainingActor(_GroupStatistics, BaseTrainingActor):
