@@ -12,6 +12,9 @@ and F (g / pi) = g - pi sum(g) = g: the natural gradient is g / pi, which is slo
 softmax removes. For a squared error, slope_i = -2 pi_i target_i, and a step of size 1/2 gives pi exp(target) / Z: the
 multiplicative-weights step of arXiv 2410.02197, eq. 5.7.
 
+Where two answers meet in one loss, every pair is a group of its own and L is the sum of pi_i pi_j loss_ij over i < j.
+A squared error of differences then has slope_i = -2 pi_i (target_i - mean target), and the same step.
+
 A frozen policy is a table of logits too: a mixture of weights is a mixture of logits.
 """
 
@@ -29,14 +32,25 @@ class Player(Protocol):
     """What `play` needs of an objective."""
 
     @property
+    def together(self) -> int:
+        """Answers that meet in one loss, 1 or 2."""
+
+    @property
+    def iteration_every(self) -> int | None:
+        """Steps between copies of the frozen policy `iteration`, where the objective says it."""
+
+    @property
     def needs(self) -> tuple[str, ...]:
         """The frozen policies whose drift it reads."""
 
+    def select(self, groups: Groups) -> Tensor:
+        """(G, n) answers of each group; of a pair the order in which they meet."""
+
     def prepare(self, groups: Groups) -> Mapping[str, Tensor]:
-        """Numbers of each answer, (1, K) each."""
+        """Numbers of each answer, (G, K) each."""
 
     def loss(self, moved: Tensor, given: Mapping[str, Tensor]) -> Tensor:
-        """(K,) nats, (K,) each -> (K,)."""
+        """(B,) nats, (B,) each -> (B,); of pairs (B, 2) -> (B,)."""
 
 
 def play(
@@ -45,14 +59,15 @@ def play(
     start: Tensor,
     steps: int,
     step_size: float = 0.5,
-    share: Callable[[str, int], float] | None = None,
+    share: Callable[[str, int, int | None], float] | None = None,
 ) -> Tensor:
     """The policies of self-play, the start first: (T + 1, K) float64, each sums to 1.
 
     scores: (K, K) log-odds that the row's answer beats the column's, K >= 2; start: (K,), normalised here.
-    The group of every step is all K answers. Their opponent is the policy itself, in exact expectation.
-    share: how much of the policy goes into a frozen policy after a step, by its name and the step (from 1), as
-    `FrozenRules.share`; required where the objective needs one.
+    All K answers are one group, or every two of them where two meet in one loss. Their opponent is the policy itself,
+    in exact expectation.
+    share: how much of the policy goes into a frozen policy after a step, by its name, the step (from 1) and the
+    objective's `iteration_every`, as `FrozenRules.share`; required where the objective needs one.
     """
     scores = scores.double()
     log_policy = start.double().log().log_softmax(-1)
@@ -62,17 +77,38 @@ def play(
         raise ValueError(f"`share` is missing: how do {', '.join(frozen)} follow the policy?")
     for step in range(1, steps + 1):
         policy = policies[-1]
-        drift = {name: (log_policy - logits.log_softmax(-1))[None] for name, logits in frozen.items()}
-        groups = Groups(scores[None], against=scores[None], weights=policy[None, None], drift=drift)
-        given = {name: values[0] for name, values in objective.prepare(groups).items()}
-        moved = torch.zeros_like(policy, requires_grad=True)
-        weights = policy.clamp(min=torch.finfo(policy.dtype).tiny)  # a probability of 0 has a slope / pi too
-        (slope,) = torch.autograd.grad((weights * objective.loss(moved, given)).sum(), moved)
-        log_policy = (log_policy - step_size * slope / weights).log_softmax(-1)
+        drift = {name: log_policy - logits.log_softmax(-1) for name, logits in frozen.items()}
+        slope = _slope(objective, scores, policy, drift)
+        log_policy = (log_policy - step_size * slope).log_softmax(-1)
         policies.append(log_policy.exp())
         if share is not None:
-            frozen = {name: logits.lerp(log_policy, share(name, step)) for name, logits in frozen.items()}
+            shares = {name: share(name, step, objective.iteration_every) for name in frozen}
+            frozen = {name: logits.lerp(log_policy, shares[name]) for name, logits in frozen.items()}
     return torch.stack(policies)
+
+
+def _slope(objective: Player, scores: Tensor, policy: Tensor, drift: Mapping[str, Tensor]) -> Tensor:
+    """dL / d moved over pi: (K, K) scores, (K,) policy and drifts -> (K,)."""
+    answers = torch.arange(len(policy))
+    members = answers[None] if objective.together == 1 else torch.combinations(answers)  # (G, K), or (G, 2)
+    groups = Groups(
+        scores[members.unsqueeze(-1), members.unsqueeze(-2)],
+        against=scores[members],
+        weights=policy[None, None],
+        drift={name: values[members] for name, values in drift.items()},
+    )
+    given = objective.prepare(groups)
+    weights = policy.clamp(min=torch.finfo(policy.dtype).tiny)  # a probability of 0 has a slope / pi too
+    moved = torch.zeros_like(policy, requires_grad=True)
+    if objective.together == 1:
+        losses = weights * objective.loss(moved, {name: values[0] for name, values in given.items()})
+    else:
+        order = objective.select(groups)
+        met = members.gather(-1, order)
+        pair_losses = objective.loss(moved[met], {name: values.gather(-1, order) for name, values in given.items()})
+        losses = weights[met].prod(-1) * pair_losses
+    (slope,) = torch.autograd.grad(losses.sum(), moved)
+    return slope / weights
 
 
 def running_average(policies: Tensor) -> Tensor:

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from openrlhf_gpm.core import Groups
 from openrlhf_gpm.flags import flag
-from openrlhf_gpm.objectives.regression import Regression
+from openrlhf_gpm.objectives.magnet import Magnetic
 
 
 @dataclass(frozen=True, kw_only=True)
-class GPO(Regression):
+class GPO(Magnetic):
     """A response is worth its mean score, in log-odds."""
 
     baseline: str = flag(

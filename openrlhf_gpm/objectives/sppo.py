@@ -11,11 +11,11 @@ from torch import Tensor
 
 from openrlhf_gpm.core import Groups
 from openrlhf_gpm.flags import flag
-from openrlhf_gpm.objectives.regression import Regression
+from openrlhf_gpm.objectives.magnet import Magnetic
 
 
 @dataclass(frozen=True, kw_only=True)
-class SPPO(Regression):
+class SPPO(Magnetic):
     """A response is worth its win rate less 1/2."""
 
     hard: bool = flag(False, "count wins (0, 1/2, 1) instead of averaging probabilities")

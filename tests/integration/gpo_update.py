@@ -1,4 +1,6 @@
-"""One GPO update by OpenRLHF's DeepSpeed actor trainer on fixed experiences; run by torchrun with 1 or 2 ranks.
+"""One update by OpenRLHF's DeepSpeed actor trainer on fixed experiences; run by torchrun with 1 or 2 ranks.
+
+It is GPO's where no flag names another loss.
 
 usage: gpo_update.py MODEL OUT ZERO_STAGE MICRO_BATCH_SIZE [FLAG ...]
 """

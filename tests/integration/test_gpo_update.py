@@ -1,4 +1,4 @@
-"""The GPO update is the same however it is cut: micro-batches, ranks, ZeRO stages."""
+"""The update of GPO, and of pairs, is the same however it is cut: micro-batches, ranks, ZeRO stages."""
 
 import subprocess
 import sys
@@ -48,6 +48,18 @@ def test_two_ranks_update_as_one(update, world, zero_stage):
     assert relative_difference(two, one) < 1e-2 * moved
 
 
+PAIRS = ("--actor.policy_loss_type", "rebel")
+
+
+@pytest.mark.parametrize(("zero_stage", "ranks", "micro_batch_size"), [(2, 2, 2), (3, 2, 4), (2, 1, 8)])
+def test_pairs_update_the_same_on_any_ranks_and_micro_batches(update, world, zero_stage, ranks, micro_batch_size):
+    one, other = update(2, 1, 2, *PAIRS), update(zero_stage, ranks, micro_batch_size, *PAIRS)
+    moved = relative_difference(one["parameters"], start(world))
+    assert moved > 1e-4
+    assert relative_difference(other["parameters"], one["parameters"]) < 1e-2 * moved
+    assert other["status"]["policy_loss"] == pytest.approx(one["status"]["policy_loss"], rel=1e-5)
+
+
 def test_micro_batches_do_not_change_the_update(update, world):
     one, eight = update(2, 1, 1)["parameters"], update(2, 1, 8)["parameters"]
     assert relative_difference(eight, one) < 1e-2 * relative_difference(one, start(world))
@@ -66,8 +78,9 @@ def test_dynamic_batches_do_not_change_the_update(update, world, zero_stage):
     assert dynamic["status"]["policy_loss"] == pytest.approx(static["status"]["policy_loss"], rel=1e-5)
 
 
-def test_the_update_is_the_gradient_of_the_mean_squared_error_over_responses(update, world):
-    """The slow reference: autograd on eq. 5.7 written down again, with no OpenRLHF in it."""
+@pytest.mark.parametrize("flags", [(), PAIRS], ids=["gpo", "rebel"])
+def test_the_update_is_the_gradient_of_the_mean_squared_error(update, world, flags):
+    """The slow reference: autograd on eq. 5.7, or on REBEL's differences, with no OpenRLHF in it."""
     sys.path.insert(0, str(WORKER.parent))
     from gpo_update import experiences
     from transformers import AutoModelForCausalLM
@@ -77,10 +90,11 @@ def test_the_update_is_the_gradient_of_the_mean_squared_error_over_responses(upd
     logits = model(batch.sequences, attention_mask=batch.attention_mask).logits[:, :-1].log_softmax(-1)
     log_probs = logits.gather(-1, batch.sequences[:, 1:, None]).squeeze(-1)
     moved_by = ((log_probs - batch.action_log_probs) * batch.action_mask).sum(-1)
-    loss = (moved_by - batch.info["given/target"]).square().mean()
+    error = moved_by - batch.info["given/target"]
+    loss = (error[0::2] - error[1::2] if flags else error).square().mean()
     loss.backward()
 
-    after = update(2, 1, 2)
+    after = update(2, 1, 2, *flags)
     assert after["status"]["policy_loss"] == pytest.approx(loss.item(), rel=1e-5)  # micro-batches of uneven tokens
     assert after["status"]["optimizer_steps"] == 1
     moved = after["parameters"]

@@ -162,10 +162,12 @@ def numbers(objective: Objective) -> list[Any]:
     m = torch.randn(2, 4, 4, generator=generator)
     drift = {name: torch.randn(2, 4, generator=generator) for name in POLICIES}
     groups = Groups(3 * (m - m.mT), drift=drift)
+    chosen = objective.select(groups)
+    unit = (-1,) if objective.together == 1 else (-1, objective.together)
     given = objective.prepare(groups)
-    moved = torch.randn(8, generator=generator)
-    loss = objective.loss(moved, {key: values.flatten() for key, values in given.items()})
-    return [objective.select(groups).tolist(), {key: values.tolist() for key, values in given.items()}, loss.tolist()]
+    moved = torch.randn(chosen.numel(), generator=generator).view(unit)
+    loss = objective.loss(moved, {key: values.gather(1, chosen).reshape(unit) for key, values in given.items()})
+    return [chosen.tolist(), {key: values.tolist() for key, values in given.items()}, loss.tolist()]
 
 
 def other_values(item: Any) -> list[Any]:

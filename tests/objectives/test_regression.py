@@ -10,7 +10,6 @@ from torch import Tensor
 
 from openrlhf_gpm.core import Groups, mean_scores, win_rates
 from openrlhf_gpm.objectives.gpo import GPO
-from openrlhf_gpm.objectives.regression import best_and_worst
 from openrlhf_gpm.objectives.sppo import SPPO
 
 SCORES = torch.tensor([[0.0, 1.0, 2.0], [-1.0, 0.0, 1.0], [-2.0, -1.0, 0.0]])
@@ -57,19 +56,6 @@ def test_decision_16_a_group_does_not_see_its_neighbours():
     for objective in (GPO(beta=0.5, baseline="log_z"), SPPO(beta=0.5, hard=True)):
         assert torch.equal(target(objective, groups)[0], target(objective, SCORES))
         assert torch.equal(target(objective, groups)[1], target(objective, -3 * SCORES))
-
-
-def test_best_and_worst_of_each_group_are_marked():
-    values = torch.tensor([[0.1, 0.9, 0.5], [0.3, 0.2, 0.1]])
-    assert best_and_worst(values).tolist() == [[1, 0], [0, 2]]
-
-
-@some
-@given(st.lists(st.integers(-2, 2), min_size=2, max_size=6))
-def test_two_different_responses_are_chosen_however_many_are_equal(values):
-    best, worst = best_and_worst(torch.tensor(values).float()).tolist()
-    assert best != worst
-    assert (values[best], values[worst]) == (max(values), min(values))
 
 
 @both

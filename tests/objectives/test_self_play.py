@@ -21,7 +21,9 @@ from openrlhf_gpm.core import (
     von_neumann_winner,
 )
 from openrlhf_gpm.core.tabular import play
+from openrlhf_gpm.objectives.frozen import FrozenRules
 from openrlhf_gpm.objectives.gpo import GPO
+from openrlhf_gpm.objectives.objective import Objective
 from openrlhf_gpm.objectives.sppo import SPPO
 
 CYCLE = torch.tensor([[0.0, 3.0, -3.0], [-3.0, 0.0, 3.0], [3.0, -3.0, 0.0]])
@@ -48,21 +50,30 @@ def fit_bradley_terry() -> Tensor:
     return rewards.detach()
 
 
+def self_play(objective: Objective, scores: Tensor, steps: int, step_size: float = 0.5) -> Tensor:
+    return play(objective, scores, START, steps, step_size, FrozenRules().share)
+
+
 @every_objective
 def test_every_objective_plays_rock_paper_scissors(name):
-    policies = play(objectives.load(name)(), GPM, START, steps=800, step_size=0.1)
+    """The average becomes unexploitable, except where the start of the run holds the policy; it still improves."""
+    objective = objectives.load(name)()
+    policies = self_play(objective, GPM, steps=800, step_size=0.1)
     assert policies.isfinite().all()
     first, middle, last = gaps(policies)
-    assert last < middle < first
-    assert last < 0.02
+    assert last < first
+    if "ref" not in objective.needs:
+        assert last < middle
+        assert last < 0.02
 
 
 @every_objective
 def test_every_objective_follows_a_bradley_terry_reward_to_one_pure_answer(name):
     rewards = fit_bradley_terry()
-    policies = play(objectives.load(name)(), bt_scores(rewards), START, steps=2000)
+    objective = objectives.load(name)()
+    policies = self_play(objective, bt_scores(rewards), steps=2000)
     assert policies.isfinite().all()
-    assert policies[-1].max() > 0.99
+    assert policies[-1].max() > (0.9 if "ref" in objective.needs else 0.99)
     assert policies[-1].argmax() == rewards.argmax()
 
 

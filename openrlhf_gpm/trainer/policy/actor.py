@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from openrlhf_gpm import objectives
 from openrlhf_gpm.core import quantiles
 from openrlhf_gpm.objectives import Objective
+from openrlhf_gpm.trainer.policy.unit_buffer import UnitBuffer
 from openrlhf_gpm.trainer.policy.units import data_parallel_size
 
 GIVEN = "given/"
@@ -26,7 +27,8 @@ class ObjectiveLoss(nn.Module):
     """An objective's loss in place of OpenRLHF's `PolicyLoss`: same arguments and `given`, same return.
 
     The mean over responses is upstream's aggregation over sequences, so it is the same for any micro-batch size and
-    any number of ranks. `advantages` is not read.
+    any number of ranks. Where responses meet in one loss (`Objective.together`), they are neighbours, and each counts
+    the loss of its unit, so that mean is the one over units. `advantages` is not read.
     """
 
     def __init__(self, objective: Objective) -> None:
@@ -51,7 +53,7 @@ class ObjectiveLoss(nn.Module):
         given: what the objective prepared, (B,) each. info: gets `policy_loss`, (B,), so that the log has their mean.
         """
         mask = action_mask.float()
-        per_response = self.objective.loss(moved(log_probs, old_log_probs, action_mask), given or {})  # (B,)
+        per_response = self._per_response(moved(log_probs, old_log_probs, action_mask), given or {})
         if info is not None:
             info["policy_loss"] = per_response.detach()
         loss = aggregate_loss(
@@ -69,13 +71,24 @@ class ObjectiveLoss(nn.Module):
         vllm_kl = masked_mean((rollout_log_probs - old_log_probs).detach(), mask) if trained else zero
         return loss, zero, ppo_kl, vllm_kl, zero
 
+    def _per_response(self, moved: Tensor, given: dict[str, Tensor]) -> Tensor:
+        """(B,) each -> (B,)."""
+        together = self.objective.together
+        if together == 1:
+            return self.objective.loss(moved, given)
+        units = {name: values.unflatten(0, (-1, together)) for name, values in given.items()}
+        return self.objective.loss(moved.unflatten(0, (-1, together)), units).repeat_interleave(together)
+
 
 class ObjectiveActorTrainer(ActorPPOTrainer):
     """ActorPPOTrainer, except for `actor_loss_fn`, what it is given, and what the log says of an update."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.actor_loss_fn = ObjectiveLoss(objectives.from_args(self.args))
+        objective = objectives.from_args(self.args)
+        self.actor_loss_fn = ObjectiveLoss(objective)
+        if objective.together > 1:
+            self.replay_buffer: Any = UnitBuffer(self.replay_buffer, objective.together)
 
     def loss_inputs(self, experience: Experience) -> dict[str, Any]:
         """What the objective prepared for these responses, and where the loss leaves its value for each."""

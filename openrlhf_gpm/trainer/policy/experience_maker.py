@@ -86,7 +86,8 @@ class GroupExperienceMaker(RemoteExperienceMaker):
                 experience.kl = None
         else:
             experiences = super().compute_advantages_and_returns(experiences)
-        return training_batch(experiences, order, self.objective.select(groups), self.args)
+        chosen = self.objective.select(groups)
+        return training_batch(experiences, order, chosen, self.args, self.objective.together)
 
     def make_experience(self, samples_list: list[Experience]) -> list[Experience]:
         """Upstream's, with as many forward passes on each rank as on every other; then one of each frozen policy."""

@@ -65,7 +65,7 @@ def check(args: SimpleNamespace) -> None:
         _check_groups(args)
         if args.reward_model_type == "gpm":
             _check_gpm_reward(args)
-        check_sizes(args, objective.trained(args.rollout.n_samples_per_prompt))
+        check_sizes(args, objective.trained(args.rollout.n_samples_per_prompt), objective.together)
 
 
 def _check_frozen(args: SimpleNamespace, objective: objectives.Objective) -> None:

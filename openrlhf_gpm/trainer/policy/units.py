@@ -1,9 +1,11 @@
 """Equal work for every rank: how a rollout batch is laid out for the forward passes and for training.
 
+A *unit* is what must not be parted: a response, or the responses that meet in one loss.
+
 Under ZeRO-3 a rank that makes fewer calls than the others leaves them waiting forever, and a left-over micro-batch is
 accumulated into the next rollout's step. So every rank gets the same number of micro-batches and whole optimizer
-windows (--train.batch_size responses); what is missing is filled with *inert* copies, whose action mask is empty: they
-have no loss, count in no mean and in no metric, and nothing is dropped or carried over.
+windows (--train.batch_size responses); what is missing is filled with *inert* copies of units, whose action masks are
+empty: they have no loss, count in no mean and in no metric, and nothing is dropped or carried over.
 """
 
 from __future__ import annotations
@@ -35,25 +37,25 @@ def even_forwards(samples: list[Experience], ranks: list[int]) -> list[Experienc
 
 
 def training_batch(
-    experiences: list[Experience], order: Tensor, chosen: Tensor, args: SimpleNamespace
+    experiences: list[Experience], order: Tensor, chosen: Tensor, args: SimpleNamespace, together: int = 1
 ) -> list[Experience]:
     """Experiences with the chosen responses, equally many per rank; the given ones where they are even already.
 
     order: (G K,) the response's place in the order of the prompts, experience after experience.
-    chosen: (G, n) indices of responses within each group.
+    chosen: (G, n) indices of responses within each group; every `together` of them in a row are a unit.
     """
     G, n = chosen.shape
     K, ranks = len(order) // G, lcm(*_training_ranks(args).values())
     missing = -G * n % args.train.batch_size
     sizes = {len(experience.sequences) for experience in experiences}
-    if n == K and not missing and len(sizes) == 1 and len(experiences) % ranks == 0:
+    if together == 1 and n == K and not missing and len(sizes) == 1 and len(experiences) % ranks == 0:
         return experiences
     items = list(itertools.chain.from_iterable(split_experience_batch(copy(e)) for e in experiences))
     places = order.argsort().unflatten(0, (G, K)).gather(1, chosen).flatten().tolist()
-    trained = [items[i] for i in places]
-    trained += [_inert(trained[i % len(trained)]) for i in range(missing)]
-    # Every `ranks`-th response goes to the same rank, so that the inert ones are spread evenly.
-    return [make_experience_batch(trained[rank::ranks]) for rank in range(ranks)]
+    units = [[items[i] for i in places[start : start + together]] for start in range(0, G * n, together)]
+    units += [[_inert(item) for item in units[i % len(units)]] for i in range(missing // together)]
+    # Every `ranks`-th unit goes to the same rank, so that the inert ones are spread evenly.
+    return [make_experience_batch(list(itertools.chain.from_iterable(units[rank::ranks]))) for rank in range(ranks)]
 
 
 def _inert(item: Experience) -> Experience:
@@ -69,10 +71,11 @@ def optimizer_steps(prompts: int, n: int, args: SimpleNamespace) -> int:
     return int(windows * args.train.num_episodes * args.train.max_epochs)
 
 
-def check_sizes(args: SimpleNamespace, n: int) -> None:
+def check_sizes(args: SimpleNamespace, n: int, together: int = 1) -> None:
     """Raise ValueError, with the nearest numbers that work, for batch sizes that no rank can make whole windows of.
 
-    n: trained responses per prompt. The first condition is DeepSpeed's own, which it would check after loading.
+    n: trained responses per prompt, units of `together`. That --train.batch_size is a multiple is DeepSpeed's own
+    condition, which it would check after loading.
     """
     for flag, value in (
         ("--train.batch_size", args.train.batch_size),
@@ -84,6 +87,8 @@ def check_sizes(args: SimpleNamespace, n: int) -> None:
     ):
         if value < 1:
             raise ValueError(f"{flag} must be >= 1, got {value}: the run would train nothing")
+    if together > 1:
+        _check_units(args, n, together)
     for model, ranks in _training_ranks(args).items():
         group, sharing = getattr(args, model), args.ds.ring_attn_size * args.ds.tensor_parallel_size
         gpus = group.num_nodes * group.num_gpus_per_node
@@ -107,6 +112,20 @@ def check_sizes(args: SimpleNamespace, n: int) -> None:
             f"{_nearest(args.rollout.batch_size, whole)}, or a --train.batch_size that divides "
             f"{args.rollout.batch_size * n}"
         )
+
+
+def _check_units(args: SimpleNamespace, n: int, together: int) -> None:
+    loss = f"{args.actor.policy_loss_type} trains {together} responses in one loss"
+    if args.train.dynamic_batch_enable:
+        raise ValueError(f"--train.dynamic_batch_enable would part responses, and {loss}: remove it")
+    for flag, value in (
+        ("--rollout.n_samples_per_prompt", n),
+        ("--train.micro_batch_size", args.train.micro_batch_size),
+    ):
+        if value % together:
+            raise ValueError(
+                f"{flag} {value} is not a multiple of {together}, and {loss}: take {_nearest(value, together)}"
+            )
 
 
 def _training_ranks(args: SimpleNamespace) -> dict[str, int]:

@@ -6,6 +6,7 @@ from openrlhf.trainer.ppo_utils.experience import Experience
 from openrlhf.trainer.ppo_utils.replay_buffer import NaiveReplayBuffer
 
 from openrlhf_gpm.objectives.gpo import GPO
+from openrlhf_gpm.objectives.rebel import REBEL
 from openrlhf_gpm.trainer.policy.actor import ObjectiveActorTrainer, ObjectiveLoss
 
 LOSS = ObjectiveLoss(GPO())
@@ -69,3 +70,32 @@ def test_the_loss_finds_its_targets_behind_openrlhfs_replay_buffer():
     inputs = ObjectiveActorTrainer.loss_inputs(None, batch)
     assert inputs["given"]["target"].tolist() == [2.0, 0.5]
     assert inputs["info"] is batch.info
+
+
+PAIRS = ObjectiveLoss(REBEL())
+
+
+def pair_inputs() -> tuple[torch.Tensor, ...]:
+    """Three pairs of uneven responses, the second inert: (new, old, mask, target), six rows each."""
+    torch.manual_seed(0)
+    mask = torch.tensor([[1, 1, 1], [1, 0, 0], [0, 0, 0], [0, 0, 0], [1, 1, 0], [1, 1, 1]])
+    return -torch.rand(6, 3) * mask, -torch.rand(6, 3) * mask, mask, torch.tensor([0.5, -1.0, 2.0, 9.0, 0.0, 1.0])
+
+
+def pair_loss(new, old, mask, target, **options):
+    return PAIRS(new, old, None, mask, given={"target": target}, **options)[0]
+
+
+def test_the_loss_of_pairs_is_a_mean_over_pairs_and_an_inert_pair_counts_nowhere():
+    new, old, mask, target = pair_inputs()
+    moved = (new - old).sum(-1)
+    values = [(moved[i] - moved[i + 1] - (target[i] - target[i + 1])) ** 2 for i in (0, 4)]
+    info: dict[str, torch.Tensor] = {}
+    torch.testing.assert_close(pair_loss(new, old, mask, target, info=info), sum(values) / 2)
+    torch.testing.assert_close(info["policy_loss"][mask.any(-1)], torch.stack(values).repeat_interleave(2))
+
+
+def test_micro_batches_of_whole_pairs_add_up_to_the_whole_batch():
+    parts = zip(*(tensor.split([2, 4]) for tensor in pair_inputs()), strict=True)
+    total = sum(pair_loss(*part, global_batch_size=4.0, batch_num_tokens=9.0) for part in parts)
+    torch.testing.assert_close(total, pair_loss(*pair_inputs()))

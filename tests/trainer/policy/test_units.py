@@ -15,6 +15,8 @@ RECIPE = (
     *("--train.batch_size", "128", "--train.micro_batch_size", "2", "--actor.num_gpus_per_node", "8"),
 )
 
+PAIRS = (*RECIPE, "--actor.policy_loss_type", "dpo")
+
 
 def micro_batches(responses: int, size: int) -> list[Experience]:
     """Experiences of `size` responses whose only token is their number, from 1."""
@@ -89,6 +91,29 @@ def test_inert_copies_have_an_empty_action_mask_and_leave_the_original_alone(par
     assert batch.action_mask.flatten().tolist() == [1, 1, 1, 1, 1, 1, 0, 0]
 
 
+@pytest.mark.parametrize("nodes", [1, 2])
+@pytest.mark.parametrize("prompts", [1, 3, 8, 54, 128])
+def test_responses_that_meet_in_one_loss_stay_neighbours_on_one_rank(parse, nodes, prompts):
+    """Whole pairs only, also inert ones; every real pair once, its better response first."""
+    args = parse(*PAIRS, "--actor.num_nodes", str(nodes))
+    ranks, responses = 8 * nodes, 5 * prompts
+    samples = micro_batches(responses, 8)
+    order = torch.randperm(responses, generator=torch.Generator().manual_seed(0))  # as dynamic batches come back
+    for experience, places in zip(samples, order.split(8), strict=True):
+        experience.sequences = places.unsqueeze(-1) + 1
+    chosen = torch.tensor([[4, 1]]).expand(prompts, 2)
+    trained = chunks(training_batch(samples, order, chosen, args, together=2), ranks)
+    per_rank = [torch.cat([e.sequences for e in chunk]).view(-1, 2) for chunk in trained]
+    real = [torch.cat([e.action_mask for e in chunk]).view(-1, 2).bool() for chunk in trained]
+    assert len({len(pairs) for pairs in per_rank}) == 1
+    assert 2 * len(torch.cat(per_rank)) % args.train.batch_size == 0
+    assert all(torch.equal(mask[:, 0], mask[:, 1]) for mask in real)  # a pair is inert as a whole
+    pairs = torch.cat(per_rank)
+    assert torch.equal(pairs[:, 0] - 3, pairs[:, 1])
+    seen = pairs[torch.cat(real)[:, 0]][:, 0]
+    assert seen.sort().values.tolist() == [5 * prompt + 5 for prompt in range(prompts)]
+
+
 @pytest.mark.parametrize("nodes", range(1, 17))
 def test_the_check_of_batch_sizes_agrees_with_deepspeeds(parse, nodes, capsys):
     """128 responses per step in micro-batches of 2 on 8 GPUs per node, as the recipe has them."""
@@ -137,6 +162,34 @@ def test_a_run_that_would_train_nothing_is_refused_with_numbers_that_work(parse,
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert [text for text in named if text not in error] == []
+
+
+@pytest.mark.parametrize(
+    ("flags", "error"),
+    [
+        (
+            ["--train.micro_batch_size", "1"],
+            "--train.micro_batch_size 1 is not a multiple of 2, and rebel trains 2 responses in one loss: take 2",
+        ),
+        (
+            ["--train.micro_batch_size", "5"],
+            "--train.micro_batch_size 5 is not a multiple of 2, and rebel trains 2 responses in one loss: take 4 or 6",
+        ),
+        (
+            ["--train.micro_batch_size", "2", "--rollout.n_samples_per_prompt", "5"],
+            "--rollout.n_samples_per_prompt 5 is not a multiple of 2, and rebel trains 2 responses in one loss: take",
+        ),
+        (
+            ["--train.micro_batch_size", "2", "--train.dynamic_batch_enable"],
+            "--train.dynamic_batch_enable would part responses, and rebel trains 2 responses in one loss: remove it",
+        ),
+    ],
+)
+def test_sizes_that_would_part_a_pair_are_refused_with_the_nearest_that_do_not(parse, flags, error, capsys):
+    with pytest.raises(SystemExit) as ended:
+        parse("--actor.policy_loss_type", "rebel", *flags)
+    assert ended.value.code == 2
+    assert error in capsys.readouterr().err
 
 
 def test_planned_steps_by_hand(parse):
