@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed-$(shell cat requirements/cpu.txt requirements/dev.tx
 OPENRLHF := $(shell sed -n 's/^openrlhf==//p' requirements/cpu.txt)
 SERIES := patches/openrlhf-$(OPENRLHF)
 CPU := . examples/cpu/env.sh &&
-BENCHMARKS := $(filter-out $(addprefix benchmarks/,timing.py smollm2.py forest_gpu.py),$(wildcard benchmarks/*.py))
+BENCHMARKS := $(filter-out $(addprefix benchmarks/,timing.py smollm2.py forest_gpu.py gpu.py),$(wildcard benchmarks/*.py))
 # Without these a CPU's ratios measure page faults: glibc would give large tensors back to the system and take them again.
 MALLOC := MALLOC_MMAP_THRESHOLD_=1073741824 MALLOC_TRIM_THRESHOLD_=4294967296 MALLOC_TOP_PAD_=536870912
 
@@ -15,7 +15,7 @@ MALLOC := MALLOC_MMAP_THRESHOLD_=1073741824 MALLOC_TRIM_THRESHOLD_=4294967296 MA
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test lint type patch-check patch-manifest unit integration bench gpu clean
+.PHONY: help install quickstart test lint type patch-check patch-manifest unit integration recipes bench gpu clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' Makefile
@@ -57,20 +57,22 @@ patch-check: install ## the series on a pristine wheel: apply, compile, revert, 
 	$(BIN)/python -m pytest -q tests/patching
 
 unit: install ## fast tests, with the line coverage of the parts below the trainer
-	$(CPU) $(BIN)/python -m pytest -m "not integration and not gpu" --durations=10 \
+	$(CPU) $(BIN)/python -m pytest -m "not integration and not gpu and not recipes" --durations=10 \
 	  --cov=openrlhf_gpm.core --cov=openrlhf_gpm.objectives --cov=openrlhf_gpm.samples --cov=openrlhf_gpm.models --cov=openrlhf_gpm.checkpoints --cov-report=term-missing --cov-fail-under=95
 
 integration: install ## tests that start real Ray, vLLM and DeepSpeed processes
-	$(CPU) $(BIN)/python -m pytest -m "integration and not gpu" --durations=20
+	$(CPU) $(BIN)/python -m pytest -m "integration and not recipes" --durations=20
+
+recipes: install ## the other recipes and launchers, run to their end on a CPU (10 minutes)
+	$(CPU) $(BIN)/python -m pytest -m recipes --durations=20
 
 bench: install ## one script per claim in benchmarks/; prints ratios measured side by side
 	$(CPU) for script in $(BENCHMARKS); do echo "== $$script" && env $(MALLOC) $(BIN)/python "$$script" || exit 1; done
 
 # Not of the pinned CPU stack: a GPU machine brings its own torch, GPU_PYTHON.
 GPU_PYTHON ?= python3
-gpu: ## what needs a GPU: the tests, and the speed of shared prompts at 1B and 8B; GPU_PYTHON=... names the interpreter
-	PYTHONPATH=. $(GPU_PYTHON) -m pytest -q -m gpu tests/models tests/samples
-	PYTHONPATH=. $(GPU_PYTHON) benchmarks/forest_gpu.py
+gpu: ## what needs a GPU, in 8 minutes: tests, train_rm in bf16, speed of shared prompts, self-play; GPU_PYTHON=... names the interpreter
+	$(GPU_PYTHON) benchmarks/gpu.py
 
 patch-manifest: $(STAMP) ## after editing a patch: rewrite manifest.json
 	rm -rf build/pristine

@@ -1,5 +1,9 @@
 """Files and directories that appear whole or not at all, and JSON whose errors are one line. Standard library only."""
 
+import ctypes
+import errno
+import fcntl
+import glob
 import json
 import os
 import shutil
@@ -8,6 +12,9 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, TextIO
+
+LIBC: Any = ctypes.CDLL(None, use_errno=True)
+AT_FDCWD, RENAME_EXCHANGE = -100, 2
 
 
 @contextmanager
@@ -51,24 +58,35 @@ def growing(partial: Path, path: Path) -> Iterator[TextIO]:
 
 @contextmanager
 def complete_directory(path: Path) -> Iterator[Path]:
-    """A new directory to write to; it takes the place of `path` when the block ends, and on an error it disappears."""
+    """A new directory to write to; it takes the place of `path` when the block ends, and on an error it disappears.
+
+    What earlier blocks left whose process was killed is removed first.
+    """
     path = path.absolute()
-    new = _new(path)
-    new.mkdir(parents=True)
+    new, owner = _own_directory(path)
     try:
         yield new
         replace_directory(new, path)
     finally:
+        os.close(owner)
         shutil.rmtree(new, ignore_errors=True)
 
 
 def replace_directory(new: Path, path: Path) -> None:
-    """Rename the directory `new` to `path`; what was there before is removed last."""
-    old = _unique(path, "old")
-    if path.exists():
+    """Give the directory `new` the name `path`, at no moment of which there is none; what was there before is removed.
+
+    Where the system cannot exchange two names (not Linux, some network file systems), a process that is killed between
+    two renames leaves the old directory as `.NAME.old-...`.
+    """
+    if not path.exists():
+        new.rename(path)
+    elif _exchange(new, path):
+        shutil.rmtree(new, ignore_errors=True)
+    else:
+        old = _unique(path, "old")
         path.rename(old)
-    new.rename(path)
-    shutil.rmtree(old, ignore_errors=True)
+        new.rename(path)
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def replace_model(new: Path, path: Path) -> None:
@@ -103,6 +121,52 @@ def read_object(path: Path, missing: str, damaged: str = "copy or save it again"
 def one_line(error: Exception) -> str:
     """An error's text, at most 200 characters of it, without line breaks."""
     return " ".join(str(error).split())[:200]
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Swap the names of two existing paths in one step. False where the system has no such step."""
+    if not hasattr(LIBC, "renameat2"):
+        return False
+    if LIBC.renameat2(AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other), RENAME_EXCHANGE) == 0:
+        return True
+    number = ctypes.get_errno()
+    if number in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
+        return False
+    raise OSError(number, os.strerror(number), str(other))
+
+
+def _own_directory(path: Path) -> tuple[Path, int]:
+    """(a new directory next to `path`, the descriptor whose lock says that its process lives).
+
+    The parent is locked meanwhile, so that nobody takes a directory that has no lock yet for one of a dead process.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    parent = os.open(path.parent, os.O_RDONLY)
+    try:
+        has_locks = _lock(parent, fcntl.LOCK_EX)
+        for left in path.parent.glob(f".{glob.escape(path.name)}.new-*/") if has_locks else ():
+            owner = os.open(left, os.O_RDONLY)
+            try:
+                if _lock(owner, fcntl.LOCK_EX | fcntl.LOCK_NB):
+                    shutil.rmtree(left, ignore_errors=True)
+            finally:
+                os.close(owner)
+        new = _new(path)
+        new.mkdir()
+        owner = os.open(new, os.O_RDONLY)
+        _lock(owner, fcntl.LOCK_EX)
+        return new, owner
+    finally:
+        os.close(parent)
+
+
+def _lock(descriptor: int, how: int) -> bool:
+    """Whether the lock was had; not where another process has it, nor on a file system without locks."""
+    try:
+        fcntl.flock(descriptor, how)
+    except OSError:
+        return False
+    return True
 
 
 def _new(path: Path) -> Path:

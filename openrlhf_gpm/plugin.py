@@ -58,12 +58,14 @@ class GPMPlugin(Plugin):
         """Raise ValueError where the output is another run's, the cluster cannot hold this one, or prompts are bad."""
         if _scores_groups(args):
             from openrlhf_gpm.trainer.policy.cluster import check_cluster
+            from openrlhf_gpm.trainer.policy.placement_watch import PlacementWatch
             from openrlhf_gpm.trainer.policy.prompts import check_prompts
             from openrlhf_gpm.trainer.policy.run_state import own_folders
 
             own_folders(args)
             check_cluster(args)
             check_prompts(args)
+            PlacementWatch().start()
 
     def component(self, name: str, args: SimpleNamespace) -> Any:
         """The class or function that takes the place of OpenRLHF's, or None to leave that."""

@@ -1,5 +1,10 @@
 """Files and directories appear whole or not at all."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from openrlhf_gpm.files import complete_directory, growing, read_object, replace_model, replacing, write
@@ -74,6 +79,50 @@ def test_a_directory_is_replaced_whole_and_an_error_leaves_the_old_one(tmp_path)
         fill("c", KeyboardInterrupt())
     assert names(tmp_path / "deep" / "out") == ["b"]
     assert names(tmp_path / "deep") == ["out"]
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+from openrlhf_gpm.files import complete_directory
+with complete_directory(Path(sys.argv[1])) as new:
+    (new / "half").write_text("x")
+    print(new, flush=True)
+    sys.stdin.readline()
+"""
+
+
+def test_what_a_killed_process_left_is_removed_and_what_a_living_one_writes_is_not(tmp_path):
+    command = [sys.executable, "-c", KILLED, str(tmp_path / "out")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        half = Path(other.stdout.readline().strip())
+        with complete_directory(tmp_path / "out") as new:
+            (new / "whole").touch()
+        assert (half / "half").exists()
+        other.kill()
+    assert half.exists()
+    with complete_directory(tmp_path / "out") as new:
+        (new / "more").touch()
+    assert names(tmp_path) == ["out"]
+    assert names(tmp_path / "out") == ["more"]
+
+
+def test_at_no_moment_is_there_no_directory(tmp_path):
+    """A process that replaces a directory again and again is looked at as often as possible."""
+    script = """
+import sys
+from pathlib import Path
+from openrlhf_gpm.files import complete_directory
+path = Path(sys.argv[1])
+for _ in range(300):
+    with complete_directory(path) as new:
+        (new / "file").touch()
+"""
+    (tmp_path / "out").mkdir()
+    with subprocess.Popen([sys.executable, "-c", script, str(tmp_path / "out")]) as other:
+        while other.poll() is None:
+            os.stat(tmp_path / "out")
+    assert other.returncode == 0
 
 
 @pytest.mark.parametrize(

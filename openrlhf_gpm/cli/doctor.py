@@ -191,6 +191,13 @@ def _nodes(shared: str | None, findings: list[Finding]) -> list[Finding]:
 
 def _environment(gpus: int) -> list[Finding]:
     findings = []
+    archs = os.environ.get("TORCH_CUDA_ARCH_LIST", "")
+    if plain := re.sub(r"(?<=\d)[a-z]", "", archs):
+        if plain == archs:
+            findings.append(Finding("TORCH_CUDA_ARCH_LIST", "ok", archs))
+        else:
+            found = f"{archs}: DeepSpeed cannot build its optimizers for an architecture with a letter"
+            findings.append(Finding("TORCH_CUDA_ARCH_LIST", "warn", found, f"export TORCH_CUDA_ARCH_LIST='{plain}'"))
     if os.environ.get("PYTHONDONTWRITEBYTECODE"):
         findings.append(
             Finding(

@@ -42,6 +42,13 @@ def test_every_fault_says_how_to_fix_it():
     assert findings["ray cluster"]["level"] == "warn"
 
 
+def test_an_architecture_with_a_letter_is_named_before_deepspeeds_builder_meets_it():
+    finding = doctor(TORCH_CUDA_ARCH_LIST="8.0 9.0a")["TORCH_CUDA_ARCH_LIST"]
+    assert finding["level"] == "warn"
+    assert finding["fix"] == "export TORCH_CUDA_ARCH_LIST='8.0 9.0'"
+    assert doctor(TORCH_CUDA_ARCH_LIST="9.0")["TORCH_CUDA_ARCH_LIST"]["level"] == "ok"
+
+
 def test_it_answers_within_three_seconds():
     start = time.perf_counter()
     openrlhf_gpm("doctor")

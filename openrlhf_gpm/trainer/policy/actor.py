@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from openrlhf_gpm import objectives
 from openrlhf_gpm.core import quantiles
 from openrlhf_gpm.objectives import Objective
+from openrlhf_gpm.trainer.policy.noise import NoiseFloor
 from openrlhf_gpm.trainer.policy.unit_buffer import UnitBuffer
 from openrlhf_gpm.trainer.policy.units import data_parallel_size
 
@@ -34,6 +35,7 @@ class ObjectiveLoss(nn.Module):
     def __init__(self, objective: Objective) -> None:
         super().__init__()
         self.objective = objective
+        self.noise: NoiseFloor | None = None  # set while the policy has not moved in the step
 
     def forward(
         self,
@@ -53,7 +55,10 @@ class ObjectiveLoss(nn.Module):
         given: what the objective prepared, (B,) each. info: gets `policy_loss`, (B,), so that the log has their mean.
         """
         mask = action_mask.float()
-        per_response = self._per_response(moved(log_probs, old_log_probs, action_mask), given or {})
+        how_far = moved(log_probs, old_log_probs, action_mask)
+        if self.noise is not None:
+            self.noise.add(how_far, (given or {}).get("target"), mask.any(-1))
+        per_response = self._per_response(how_far, given or {})
         if info is not None:
             info["policy_loss"] = per_response.detach()
         loss = aggregate_loss(
@@ -89,9 +94,13 @@ class ObjectiveActorTrainer(ActorPPOTrainer):
         self.actor_loss_fn = ObjectiveLoss(objective)
         if objective.together > 1:
             self.replay_buffer: Any = UnitBuffer(self.replay_buffer, objective.together)
+        self.noise = NoiseFloor("Train with --ds.param_dtype fp32, or lower the objective's beta for larger targets")
+        self.steps_before = 0  # the engine's optimizer steps when the step began
 
     def loss_inputs(self, experience: Experience) -> dict[str, Any]:
         """What the objective prepared for these responses, and where the loss leaves its value for each."""
+        first = self.actor.model.global_steps == self.steps_before and not self.args.train.async_enable
+        self.actor_loss_fn.noise = self.noise if first else None
         given = {
             name.removeprefix(GIVEN): torch.stack(list(values))
             for name, values in experience.info.items()
@@ -103,18 +112,19 @@ class ObjectiveActorTrainer(ActorPPOTrainer):
         """Upstream's update; adds what it did to the policy. Raises FloatingPointError where it is not finite.
 
         `moved_q*`: quantiles of `moved` after the last update, over up to --train.batch_size responses.
-        `optimizer_steps`: taken by DeepSpeed's engine.
+        `optimizer_steps`: taken by DeepSpeed's engine. `noise`: see `NoiseFloor`.
         """
-        before = self.actor.model.global_steps
+        self.steps_before = self.actor.model.global_steps
+        self.noise.start()
         status = super().ppo_train(kl_ctl)
-        status["optimizer_steps"] = float(self.actor.model.global_steps - before)
+        status["optimizer_steps"] = float(self.actor.model.global_steps - self.steps_before)
         for name in ("policy_loss", "actor_grad_norm"):
             if not math.isfinite(status[name]):
                 raise FloatingPointError(
                     f"{name} is {status[name]} in this step: nothing is sent to vLLM or saved. Lower --actor.adam.lr, "
                     "raise the objective's beta, or train with --ds.param_dtype fp32"
                 )
-        return status | quantiles("moved", self._moved())
+        return status | self.noise.status() | quantiles("moved", self._moved())
 
     @torch.no_grad()
     def _moved(self) -> Tensor:

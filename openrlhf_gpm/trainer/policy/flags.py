@@ -95,6 +95,11 @@ def _check_groups(args: SimpleNamespace) -> None:
         raise ValueError("--data.label_key is not read: the reward model compares the responses; remove it")
     if not args.reward.model_name_or_path:
         raise ValueError("--reward.model_name_or_path is missing: name the reward model that scores the groups")
+    if args.ds.lora.rank > 0:
+        raise ValueError(
+            f"--ds.lora.rank {args.ds.lora.rank}: OpenRLHF cannot send the weights of a LoRA policy to vLLM; remove "
+            "it, and train all weights"
+        )
     if not 0 < args.rollout.temperature < float("inf"):
         raise ValueError(
             f"--rollout.temperature must be > 0, got {args.rollout.temperature}: self-play samples from the policy"

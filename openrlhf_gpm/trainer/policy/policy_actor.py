@@ -13,6 +13,7 @@ from openrlhf.utils.distributed_util import torch_dist_barrier_and_cuda_sync
 
 from openrlhf_gpm import objectives
 from openrlhf_gpm.files import replace_model
+from openrlhf_gpm.trainer.policy.common_checkpoint import CommonCheckpoint
 from openrlhf_gpm.trainer.policy.frozen import FrozenPolicies
 from openrlhf_gpm.trainer.policy.resume import last_checkpoint
 
@@ -29,6 +30,7 @@ class BaseObjectivePolicyActor(BasePolicyModelActor):
     def init_model_from_pretrained(self, strategy: Any, pretrain: str, *args: Any, **kwargs: Any) -> None:
         """Upstream's; then the frozen policies that the objective needs, from the checkpoint where one was loaded."""
         super().init_model_from_pretrained(strategy, pretrain, *args, **kwargs)
+        self.actor.model.checkpoint_engine = CommonCheckpoint(self.actor.model.checkpoint_engine)
         self.objective = objectives.from_args(strategy.args)
         needs, every = self.objective.needs, self.objective.iteration_every
         self.frozen = FrozenPolicies(self.actor, strategy, needs, every)

@@ -8,17 +8,26 @@ from types import SimpleNamespace
 
 from openrlhf.utils.logging_utils import init_logger
 
+from openrlhf_gpm.files import write
+
 logger = init_logger(__name__)
 
 SHARD = re.compile(r"zero_pp_rank_(\d+)_mp_rank_\d+_(?:optim|model)_states\.pt$")
 
 
 def last_checkpoint(folder: Path) -> Path | None:
-    """The checkpoint that `latest` below FOLDER/_actor names, or None where none was completed."""
+    """The checkpoint that `latest` below FOLDER/_actor names, or None where none was completed.
+
+    DeepSpeed empties `latest` before it writes a name, when every rank has saved. A file that a kill left empty
+    therefore stands for the newest checkpoint.
+    """
     latest = folder / "_actor" / "latest"
     if not latest.exists():
         return None
-    return folder / "_actor" / (latest.read_text(encoding="utf-8").strip() or "(nothing)")  # cut off while written
+    if name := latest.read_text(encoding="utf-8").strip():
+        return latest.with_name(name)
+    saved = (path for path in latest.parent.iterdir() if path.is_dir())
+    return max(saved, key=lambda path: path.stat().st_mtime, default=latest.with_name("(nothing)"))
 
 
 def zero_ranks(checkpoint: Path) -> int:
@@ -48,6 +57,9 @@ def check_resume(args: SimpleNamespace) -> None:
             f"--ckpt.load_enable: {checkpoint} was saved by {saved} ranks and this run's actor has {ranks} "
             f"(--actor.num_nodes times --actor.num_gpus_per_node): use {saved} again, or delete {folder} to start over"
         )
+    latest = checkpoint.with_name("latest")
+    if not latest.read_text(encoding="utf-8").strip():
+        write(latest, checkpoint.name)
     logger.info(f"--ckpt.load_enable: continuing from {checkpoint}")
 
 

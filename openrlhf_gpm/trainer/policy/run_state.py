@@ -101,8 +101,8 @@ def _flat(args: SimpleNamespace, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def check_flags(args: SimpleNamespace) -> None:
-    """Raise ValueError where a folder of the run holds work that was made by other flags, and name them."""
-    state, earlier = run_state(args), []
+    """Raise ValueError where a folder holds work of other flags, which it names, or of these and is not continued."""
+    state = run_state(args)
     for flag, folder in output_folders(args).items():
         if not any(next(folder.glob(pattern), None) for pattern in WORK[flag]):
             continue
@@ -121,11 +121,11 @@ def check_flags(args: SimpleNamespace) -> None:
                 f"--{flag} {folder} holds a run with other flags: {'; '.join(changed)}. Give those again, name "
                 "another folder, or delete this one"
             )
-        earlier.append(str(folder))
-    if earlier and not args.ckpt.load_enable:
-        logger.warning(
-            f"{', '.join(earlier)}: the run that is there starts over; --ckpt.load_enable would continue it"
-        )
+        if not args.ckpt.load_enable:
+            raise ValueError(
+                f"--{flag} {folder} holds this very run, and starting over would mix the two: pass --ckpt.load_enable "
+                "to go on from its last checkpoint, name another folder, or delete this one"
+            )
 
 
 def differences(old: dict[str, dict[str, Any]], new: dict[str, dict[str, Any]]) -> list[str]:

@@ -46,7 +46,6 @@ REFUSED: dict[str, tuple[Callable[[Any], bool], str]] = {
         bool,
         "a response is then of several policies; the loss needs the one",
     ),
-    "ds.lora.rank": (lambda rank: rank > 0, "OpenRLHF cannot send a LoRA policy to vLLM: train all weights"),
     "eval.dataset": (
         bool,
         "it needs --reward.remote_url, which gives no preferences",

@@ -1,5 +1,7 @@
 """An objective's loss inside OpenRLHF: eq. 5.7 by hand, through OpenRLHF's own replay buffer and aggregation."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from openrlhf.trainer.ppo_utils.experience import Experience
@@ -67,7 +69,10 @@ def test_the_loss_finds_its_targets_behind_openrlhfs_replay_buffer():
         Experience(sequences=ones, attention_mask=ones, action_mask=ones[:, 1:], info={"given/target": target})
     )
     batch = buffer.collate_fn([buffer[2], buffer[0]])
-    inputs = ObjectiveActorTrainer.loss_inputs(None, batch)
+    trainer = SimpleNamespace(actor=SimpleNamespace(model=SimpleNamespace(global_steps=0)), steps_before=0)
+    trainer.args = SimpleNamespace(train=SimpleNamespace(async_enable=False))
+    trainer.actor_loss_fn, trainer.noise = ObjectiveLoss(GPO()), None
+    inputs = ObjectiveActorTrainer.loss_inputs(trainer, batch)
     assert inputs["given"]["target"].tolist() == [2.0, 0.5]
     assert inputs["info"] is batch.info
 

@@ -65,6 +65,8 @@ def test_the_plugin_is_found_by_its_entry_point():
         (["--reward.normalize_enable"], "--reward.normalize_enable"),
         (["--data.label_key", "answer"], "--data.label_key"),
         (["--ds.ring_attn_size", "2"], "--ds.ring_attn_size"),
+        (["--ds.lora.rank", "4"], "--ds.lora.rank"),
+        (["--ds.lora.rank", "4", "--actor.policy_loss_type", "ppo"], "--ds.lora.rank"),
         (["--gpm.attn_implementation", "flash", "--ds.param_dtype", "fp32"], "--gpm.attn_implementation"),
     ],
 )

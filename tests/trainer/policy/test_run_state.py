@@ -145,13 +145,21 @@ def test_a_damaged_record_of_a_run_is_named(run, tmp_path):
         own_folders(run("--ckpt.load_enable"))
 
 
-def test_the_same_flags_go_on_and_micro_batches_may_change(run, tmp_path, caplog):
+def test_the_same_flags_go_on_and_micro_batches_may_change(run, tmp_path):
     own_folders(run())
     (tmp_path / "out" / "config.json").touch()
     own_folders(run("--ckpt.load_enable", "--rollout.micro_batch_size", "2"))
-    with caplog.at_level("WARNING"):
+
+
+@pytest.mark.parametrize(
+    ("folder", "file"), [("out", "config.json"), ("deepspeed/_actor", "latest"), ("groups", "step_000001.jsonl")]
+)
+def test_the_same_run_does_not_start_over_in_its_own_folders(run, tmp_path, folder, file):
+    own_folders(run())
+    (tmp_path / folder).mkdir(exist_ok=True)
+    (tmp_path / folder / file).write_text("global_step1")
+    with pytest.raises(ValueError, match=r"holds this very run.* pass --ckpt\.load_enable"):
         own_folders(run())
-    assert "--ckpt.load_enable would continue it" in caplog.text
 
 
 def test_a_run_that_died_before_its_first_save_leaves_its_folders_to_any_other(run, tmp_path):
@@ -203,7 +211,19 @@ def test_no_checkpoint_is_said_and_the_run_starts_at_step_0(run, tmp_path, caplo
 
 def test_a_latest_that_names_nothing_says_which_checkpoints_there_are(run, tmp_path):
     save_checkpoint(tmp_path / "deepspeed", 4, ranks=1)
-    for name, said in (("global_step5", "global_step5"), ("", "\\(nothing\\)")):  # empty: killed while it was written
-        (tmp_path / "deepspeed" / "_actor" / "latest").write_text(name)
-        with pytest.raises(ValueError, match=f"names {said}, which is not there: write one of global_step4"):
-            check_resume(run("--ckpt.load_enable"))
+    (tmp_path / "deepspeed" / "_actor" / "latest").write_text("global_step5")
+    with pytest.raises(ValueError, match="names global_step5, which is not there: write one of global_step4"):
+        check_resume(run("--ckpt.load_enable"))
+
+
+def test_a_run_killed_while_it_wrote_latest_goes_on_from_its_newest_checkpoint(run, tmp_path, caplog):
+    """DeepSpeed empties the file before it writes the name, and does so when every rank has saved."""
+    for step in (9, 10):
+        save_checkpoint(tmp_path / "deepspeed", step, ranks=1)
+        os.utime(tmp_path / "deepspeed" / "_actor" / f"global_step{step}", (step, step))
+    latest = tmp_path / "deepspeed" / "_actor" / "latest"
+    latest.write_text("")
+    with caplog.at_level("INFO"):
+        check_resume(run("--ckpt.load_enable"))
+    assert latest.read_text() == "global_step10"
+    assert f"continuing from {latest.with_name('global_step10')}" in caplog.text
