@@ -1,6 +1,7 @@
 """`openrlhf-gpm self-play`: several passes of train_ppo_ray, each from the policy of the one before."""
 
 import argparse
+import importlib.util
 from pathlib import Path
 
 EXAMPLE = """\
@@ -32,7 +33,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         description="Run several passes of openrlhf.cli.train_ppo_ray as one resumable run.",
         epilog=EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        usage="openrlhf-gpm self-play [--passes N] [--output DIR] -- FLAGS_OF_TRAIN_PPO_RAY",
+        usage="openrlhf-gpm self-play [--passes N] [--output DIR] [--report] -- FLAGS_OF_TRAIN_PPO_RAY",
     )
     parser.add_argument("--passes", type=int, default=3, metavar="N", help="number of passes (default: 3)")
     parser.add_argument(
@@ -42,6 +43,12 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         metavar="DIR",
         help="policies go to DIR/pass1, DIR/pass2 ...; all nodes must share it (default: %(default)s)",
     )
+    parser.add_argument(
+        "--report",
+        action="store_true",
+        help="after each pass, compare the answers of the passes so far, as the reward model judged them: win matrix, "
+        "worst case, cyclic share of the policies, in DIR/report (needs matplotlib, and prompts that every pass has)",
+    )
     parser.add_argument("flags", nargs="*", metavar="FLAGS", help="flags for train_ppo_ray, after `--`")
 
 
@@ -49,4 +56,21 @@ def run(args: argparse.Namespace) -> int:
     """Exit status: 0 when all passes are done."""
     from openrlhf_gpm.trainer import self_play
 
-    return self_play.run(self_play.plan(args.flags, args.passes, args.output), lambda text: print(text, flush=True))
+    def say(text: str) -> None:
+        print(text, flush=True)
+
+    if args.report and importlib.util.find_spec("matplotlib") is None:
+        raise ValueError("--report draws plots: pip install matplotlib, or leave it out")
+    planned = self_play.plan(args.flags, args.passes, args.output, log_groups=args.report)
+
+    def report() -> None:
+        from openrlhf_gpm.winrate.answers import from_group_log
+        from openrlhf_gpm.winrate.matrix import compare
+        from openrlhf_gpm.winrate.report import write_report
+
+        logs = self_play.group_logs(planned)
+        found = compare([from_group_log(folder, name) for name, folder in logs.items()])
+        write_report(args.output / "report", found, "The passes of self-play")
+        say(f"report: {args.output / 'report' / 'report.md'}")
+
+    return self_play.run(planned, say, report if args.report else lambda: None)

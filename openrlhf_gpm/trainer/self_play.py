@@ -35,6 +35,8 @@ PR_SET_PDEATHSIG = 1
 FILES = (".json", ".jsonl", ".csv", ".parquet", ".arrow")
 """How a data set ends that OpenRLHF reads as a file, not as a name."""
 
+GROUPS = "groups"
+
 Say = Callable[[str], object]
 
 
@@ -52,9 +54,10 @@ class Pass:
         return self.folder / "deepspeed"
 
 
-def plan(flags: Sequence[str], passes: int, output: Path) -> list[Pass]:
+def plan(flags: Sequence[str], passes: int, output: Path, log_groups: bool = False) -> list[Pass]:
     """The passes 1 to `passes` in OUTPUT/pass1 ...; `{pass}` in a flag's value becomes the number of the pass.
 
+    log_groups: each pass logs its groups, to its subfolder `GROUPS` unless the flags name another folder.
     Raises ValueError for flags that the driver sets itself.
     """
     if passes < 1:
@@ -68,6 +71,8 @@ def plan(flags: Sequence[str], passes: int, output: Path) -> list[Pass]:
     if POLICY not in given:
         raise ValueError(f"{POLICY} is missing, or not spelled out: name the policy that pass 1 starts from")
     output = output.absolute()
+    if log_groups and "--gpm.log_groups" not in given:
+        flags = [*flags, "--gpm.log_groups", str(output / "pass{pass}" / GROUPS)]
     planned: list[Pass] = []
     for number in range(1, passes + 1):
         folder = output / f"pass{number}"
@@ -131,7 +136,11 @@ def _check_inputs(each: Pass, args: SimpleNamespace) -> None:
 
 
 def _policy(each: Pass) -> str:
-    place = max(i for i, word in enumerate(each.flags) if word.partition("=")[0] == POLICY)
+    return _value(each, POLICY)
+
+
+def _value(each: Pass, flag: str) -> str:
+    place = max(i for i, word in enumerate(each.flags) if word.partition("=")[0] == flag)
     _, equals, value = each.flags[place].partition("=")
     return value if equals else each.flags[place + 1]
 
@@ -151,9 +160,16 @@ def _parse(flags: Sequence[str]) -> SimpleNamespace:
     return args
 
 
-def run(planned: Sequence[Pass], say: Say) -> int:
+def group_logs(planned: Sequence[Pass]) -> dict[str, Path]:
+    """The folders of the group logs of the passes that are done, by "pass N"."""
+    done = [each for each in planned if not unfinished(each)]
+    return {f"pass {each.number}": Path(_value(each, "--gpm.log_groups")) for each in done}
+
+
+def run(planned: Sequence[Pass], say: Say, after_pass: Callable[[], object] = lambda: None) -> int:
     """Run the passes that are not done. Returns 0, or the exit status of the pass that ended the run.
 
+    after_pass: called when a pass is done, in this call or before.
     Raises ValueError where another self-play runs in the same folder, or as `check` does. SIGINT and SIGTERM stop the
     pass, and all its processes, before they stop this one.
     """
@@ -164,6 +180,7 @@ def run(planned: Sequence[Pass], say: Say) -> int:
         if not unfinished(each):
             say(f"pass {each.number} is done: {each.folder}")
             _drop_checkpoints(each, say)
+            after_pass()
             continue
         try:
             status = _train(each, say)
@@ -180,6 +197,7 @@ def run(planned: Sequence[Pass], say: Say) -> int:
             say(f"pass {each.number} {how}: {rest}")
             return status if status > 0 else 128 - status
         _drop_checkpoints(each, say)
+        after_pass()
     say(f"all {len(planned)} passes are done: the policy is {planned[-1].folder}")
     return 0
 

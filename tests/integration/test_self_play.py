@@ -1,5 +1,6 @@
 """Two passes by one driver, killed between them: the same command goes on, and each pass is trained once."""
 
+import json
 import signal
 import subprocess
 import sys
@@ -13,19 +14,20 @@ def run(stack, gpm, ray_env, tmp_path_factory):
     """(folder, prompts of each pass, weights of pass 1 when the driver was killed, output of the second start)."""
     folder = tmp_path_factory.mktemp("passes")
     prompts = {number: [{"prompt": f"w{number} w{i} w{i + 1} "} for i in range(6)] for number in (1, 2)}
+    prompts[2][:2] = prompts[1][:2]  # in both passes: the report compares the answers to them
     for number, rows in prompts.items():
         stack.write_jsonl(folder / f"prompts{number}.jsonl", rows)
     flags = stack.ppo_command(
         folder / "unused",
         *("--reward_model_type", "gpm", "--reward.model_name_or_path", str(gpm), "--actor.policy_loss_type", "gpo"),
-        *("--data.prompt_dataset", f"{folder}/prompts{{pass}}.jsonl", "--gpm.log_groups", f"{folder}/groups{{pass}}"),
+        *("--data.prompt_dataset", f"{folder}/prompts{{pass}}.jsonl"),
         *("--rollout.batch_size", "4", "--train.batch_size", "16", "--gpo.beta", "0.5", "--ckpt.save_steps", "1"),
     )[3:]
     for flag in ("--ckpt.output_dir", "--ckpt.path"):
         place = flags.index(flag)
         del flags[place : place + 2]
     driver = [sys.executable, "-m", "openrlhf_gpm.cli.main", "self-play", "--passes", "2"]
-    command = [*driver, "--output", str(folder / "out"), "--", *flags]
+    command = [*driver, "--output", str(folder / "out"), "--report", "--", *flags]
 
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "start_new_session": True}
     with subprocess.Popen(command, env=ray_env, **options) as first:
@@ -53,10 +55,17 @@ def test_the_finished_pass_is_kept_and_the_second_starts_from_it(run):
 def test_every_prompt_of_every_pass_is_trained_once(run, stack):
     folder, prompts, _, _ = run
     for number, rows in prompts.items():
-        logged = [
-            row["prompt"] for file in (folder / f"groups{number}").glob("step_*") for row in stack.read_jsonl(file)
-        ]
+        files = (folder / f"out/pass{number}/groups").glob("step_*")
+        logged = [row["prompt"] for file in files for row in stack.read_jsonl(file)]
         assert sorted(logged) == sorted(row["prompt"] for row in rows)
+
+
+def test_the_report_compares_the_passes_on_the_prompts_that_both_had(run):
+    folder, _, _, second = run
+    found = json.loads((folder / "out/report/report.json").read_text())
+    assert (found["policies"], found["prompts"]) == (["pass 1", "pass 2"], 2)
+    assert found["win_rates"][0][1] + found["win_rates"][1][0] == pytest.approx(1)
+    assert f"report: {folder}/out/report/report.md" in second
 
 
 def test_each_pass_moves_the_policy_and_leaves_no_checkpoints(run, stack):

@@ -21,7 +21,7 @@ FLOORS = [  # a part imports lower floors only, never another part of its own fl
     {"models"},
     {"checkpoints"},
     {"scoring"},
-    {"evaluation", "trainer"},
+    {"evaluation", "trainer", "winrate"},
     {"plugin", "cli"},
 ]
 NEEDS = {  # what each part imports besides the standard library and this package; nothing where it is not listed
@@ -35,6 +35,7 @@ NEEDS = {  # what each part imports besides the standard library and this packag
     "scoring": {"numpy", "torch", "vllm"},
     "evaluation": {"matplotlib", "numpy", "torch"},
     "trainer": {"deepspeed", "huggingface_hub", "openrlhf", "ray", "safetensors", "torch", "tqdm"},
+    "winrate": {"matplotlib", "torch"},
     "plugin": {"openrlhf"},
     "cli": {"torch", "tqdm"},
 }

@@ -15,7 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from openrlhf_gpm.cli.main import main
 from openrlhf_gpm.trainer.policy.run_state import run_state
-from openrlhf_gpm.trainer.self_play import Pass, plan, unfinished
+from openrlhf_gpm.trainer.self_play import Pass, plan, unfinished, with_reference
 
 SIZES = {"vocab_size": 16, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
 
@@ -78,6 +78,25 @@ def test_each_pass_has_its_own_prompts_and_starts_from_the_one_before(tmp_path):
     )
     assert second.flags[1] == "iter2"
     assert second.flags[-2:] == ("--actor.model_name_or_path", f"{tmp_path}/pass1")
+
+
+def test_the_groups_are_logged_per_pass_where_a_report_needs_them(tmp_path):
+    passes = plan(["--actor.model_name_or_path", "start"], 2, tmp_path, log_groups=True)
+    for number, each in enumerate(passes, start=1):
+        assert each.flags[2:4] == ("--gpm.log_groups", f"{tmp_path}/pass{number}/groups")
+    (own,) = plan(["--actor.model_name_or_path", "start", "--gpm.log_groups", "mine"], 1, tmp_path, log_groups=True)
+    assert own.flags.count("--gpm.log_groups") == 1
+
+
+def test_every_pass_has_the_reference_of_the_first_where_the_objective_needs_one(world, flags):
+    ours = ("--actor.policy_loss_type", "gpo", "--gpo.pull", "0.1", "--gpo.magnet")
+    plain = plan([*flags, *ours, "ema"], 2, world / "out")
+    assert with_reference(plain) == plain
+    first, second = with_reference(plan([*flags, *ours, "ref"], 2, world / "out"))
+    start = first.flags[first.flags.index("--actor.model_name_or_path") + 1]
+    assert first.flags[-2:] == second.flags[-2:] == ("--frozen.ref", start)
+    given = plan([*flags, *ours, "ref", "--frozen.ref", str(start)], 2, world / "out")
+    assert with_reference(given) == given
 
 
 @pytest.mark.parametrize("flag", ["--ckpt.output_dir=x", "--ckpt.path", "--ckpt.load_enable"])

@@ -1,0 +1,136 @@
+"""Policies against policies: numbers by hand, a cycle of policies, and what cannot be compared."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from openrlhf_gpm.core import Groups, bt_scores, group_scores
+from openrlhf_gpm.trainer.policy.group_log import write_groups
+from openrlhf_gpm.trainer.policy.rows import pack_rows
+from openrlhf_gpm.winrate.answers import Answers, Judged, from_group_log
+from openrlhf_gpm.winrate.matrix import compare, win_rates_by_prompt
+from openrlhf_gpm.winrate.report import write_report
+
+ONE = torch.ones(1)
+
+
+def circle(*degrees: float) -> torch.Tensor:
+    """(A, 2) unit embeddings."""
+    angles = torch.tensor(degrees).deg2rad()
+    return torch.stack([angles.cos(), angles.sin()], -1)
+
+
+def policy(name: str, *answers: torch.Tensor) -> Answers:
+    """A policy with these answers to the prompts "0", "1" ..."""
+    return Answers(name, {str(i): Judged(v, 4 * ONE, 0.0) for i, v in enumerate(answers)})
+
+
+def sigmoid(x: float) -> float:
+    return 1 / (1 + math.exp(-x))
+
+
+def test_win_rates_are_means_over_all_pairs_of_answers_by_hand():
+    """Scores in one plane are 4 sin(angle between): up to 90 degrees apart, the answer behind beats the one ahead."""
+    a, b = policy("a", circle(0, 30)), policy("b", circle(90))
+    (rates,) = win_rates_by_prompt([a, b])
+    by_hand = (sigmoid(4) + sigmoid(4 * math.sin(math.pi / 3))) / 2
+    assert rates[0, 1].item() in (pytest.approx(by_hand), pytest.approx(1 - by_hand))
+    sign = group_scores(torch.cat([circle(0), circle(90)]), 4 * ONE)[0, 1]
+    assert (rates[0, 1] > 0.5) == (sign > 0)
+    torch.testing.assert_close(rates + rates.T, torch.ones(2, 2))
+    torch.testing.assert_close(rates.diagonal(), torch.full((2,), 0.5))
+
+
+def test_three_policies_in_a_circle_are_a_pure_cycle_and_all_in_the_mixture():
+    found = compare([policy(str(angle), *[circle(angle)] * 20) for angle in (0, 120, 240)])
+    assert found["cyclic_share"] == pytest.approx(1.0)
+    assert found["von_neumann"] == pytest.approx([1 / 3] * 3, abs=1e-6)
+    assert found["prompts"] == 20
+    worst = sigmoid(-4 * math.sin(math.pi / 3 * 2))
+    assert found["worst_case"] == pytest.approx([worst] * 3)
+    low, high = found["ci95"][0][1]
+    assert low == pytest.approx(found["win_rates"][0][1]) == pytest.approx(high)  # every prompt says the same
+
+
+def test_policies_that_a_reward_can_rank_have_no_cycle():
+    def ranked(name: str, reward: float) -> Answers:
+        v = torch.tensor([[reward, 1.0]])
+        return Answers(name, {"0": Judged(v, ONE, 0.0), "1": Judged(v, ONE, 0.0)})
+
+    found = compare([ranked("good", 2.0), ranked("middle", 1.0), ranked("bad", -1.0)])
+    assert found["cyclic_share"] == pytest.approx(0.0, abs=1e-6)
+    assert found["von_neumann"] == pytest.approx([1, 0, 0], abs=1e-4)
+    assert found["win_rates"][0][2] == pytest.approx(sigmoid(3))
+    assert found["ci95"] is None  # two prompts
+
+
+def test_only_common_prompts_count_and_without_one_nothing_is_compared(tmp_path):
+    a, b = policy("a", circle(0), circle(0)), policy("b", circle(90))
+    assert compare([a, b])["prompts"] == 1
+    apart = Answers("c", {"x": Judged(circle(0), ONE, 0.25)})
+    found = compare([a, apart])
+    assert found["prompts"] == 0
+    assert found["win_rates"] is None
+    assert found["judge_cyclic_share"] == [0.0, 0.25]
+    write_report(tmp_path, found, "Passes")
+    assert "no prompt in common" in (tmp_path / "report.md").read_text()
+    assert not (tmp_path / "win_matrix.png").exists()
+
+
+def test_uneven_numbers_of_answers_are_refused():
+    uneven = policy("a", circle(0), circle(0, 1))
+    with pytest.raises(ValueError, match="a has more answers to some prompts than to others"):
+        win_rates_by_prompt([uneven, policy("b", circle(0), circle(0))])
+
+
+@pytest.fixture
+def log(tmp_path) -> Path:
+    """A group log of a GPM, as the loop writes it: one prompt in two steps."""
+    for step, angles in ((1, (0.0, 40.0)), (2, (10.0, 60.0))):
+        v = circle(*angles).unsqueeze(0)
+        gate = torch.full((1, 2, 1), 0.5)
+        rows = pack_rows(v, gate, 0.25, torch.zeros(1, 2, dtype=torch.bool))
+        groups = Groups(group_scores(v, gate[:, 0], 0.25))
+        write_groups(str(tmp_path), step, ["p", "p"], ["one", "two"], rows, groups, {})
+    return tmp_path
+
+
+def test_a_group_log_is_read_and_the_later_answers_of_a_prompt_count(log):
+    answers = from_group_log(log, "pass 1")
+    (judged,) = answers.by_prompt.values()
+    torch.testing.assert_close(judged.embeddings, circle(10, 60))
+    torch.testing.assert_close(judged.gate_over_tau, torch.tensor([2.0]))
+
+
+def test_a_log_of_a_bradley_terry_judge_gives_its_probabilities(tmp_path):
+    rewards = torch.tensor([[1.0, -1.0]])
+    groups = Groups(bt_scores(rewards))
+    for name, values in (("a", rewards), ("b", rewards - 1)):
+        write_groups(str(tmp_path / name), 1, ["p", "p"], ["x", "y"], values, groups, {})
+    a, b = (from_group_log(tmp_path / name, name) for name in "ab")
+    by_hand = (sigmoid(1) + sigmoid(3) + sigmoid(-1) + sigmoid(1)) / 4
+    assert compare([a, b])["win_rates"][0][1] == pytest.approx(by_hand)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [(None, "holds no group log"), ("{", ":1 is no line of a group log"), ('{"prompt": "p"}', ":1 is no line")],
+)
+def test_a_folder_that_is_no_group_log_is_one_line(tmp_path, content, said):
+    if content is not None:
+        (tmp_path / "step_000001.jsonl").write_text(content)
+    with pytest.raises(ValueError, match=said):
+        from_group_log(tmp_path, "a")
+
+
+def test_the_report_has_the_matrix_as_table_plot_and_json(tmp_path):
+    found = compare([policy(f"pass {n}", *[circle(120 * n)] * 12) for n in range(3)])
+    write_report(tmp_path, found, "Passes")
+    assert json.loads((tmp_path / "report.json").read_text()) == json.loads(json.dumps(found))
+    text = (tmp_path / "report.md").read_text()
+    assert "they mostly chase each other" in text
+    assert f"{100 * found['win_rates'][0][1]:.1f} [" in text
+    assert (tmp_path / "win_matrix.png").read_bytes().startswith(b"\x89PNG")
