@@ -18,7 +18,12 @@ from openrlhf_gpm.core import quantiles
 from openrlhf_gpm.objectives import Objective
 from openrlhf_gpm.trainer.policy.noise import NoiseFloor
 from openrlhf_gpm.trainer.policy.unit_buffer import UnitBuffer
-from openrlhf_gpm.trainer.policy.units import data_parallel_size
+
+MEASURED = 1 / 20
+"""Of the responses that a step trains, how many are read once more to measure `moved`: some 2 % of the update."""
+
+AT_LEAST = 8
+"""Per rank."""
 
 GIVEN = "given/"
 """What an objective prepared for a response travels in the `info` of its experience under this prefix."""
@@ -111,7 +116,7 @@ class ObjectiveActorTrainer(ActorPPOTrainer):
     def ppo_train(self, kl_ctl: float) -> dict[str, float]:
         """Upstream's update; adds what it did to the policy. Raises FloatingPointError where it is not finite.
 
-        `moved_q*`: quantiles of `moved` after the last update, over up to --train.batch_size responses.
+        `moved_q*`: quantiles of `moved` after the last update, over a twentieth of the responses that were trained.
         `optimizer_steps`: taken by DeepSpeed's engine. `noise`: see `NoiseFloor`.
         """
         self.steps_before = self.actor.model.global_steps
@@ -128,9 +133,9 @@ class ObjectiveActorTrainer(ActorPPOTrainer):
 
     @torch.no_grad()
     def _moved(self) -> Tensor:
-        """`moved` of up to --train.batch_size responses of the buffer, spread evenly over it and over the ranks."""
+        """`moved` of a part of the buffer (`MEASURED`), spread evenly over it and over the ranks."""
         items = self.replay_buffer.items
-        share = min(len(items), self.args.train.batch_size // data_parallel_size(self.args))
+        share = min(len(items), max(AT_LEAST, round(len(items) * self.args.train.max_epochs * MEASURED)))
         chosen = [items[i * len(items) // share] for i in range(share)]
         found = []
         self.actor.eval()
