@@ -17,6 +17,7 @@ from openrlhf_gpm.cli.main import main
 from openrlhf_gpm.trainer.policy.run_state import run_state
 from openrlhf_gpm.trainer.self_play import Pass, plan, unfinished, with_reference
 
+HANGS = 60  # seconds: a process that has not ended by then never will
 SIZES = {"vocab_size": 16, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
 
 
@@ -184,8 +185,8 @@ def test_the_pass_ends_with_its_driver(world, flags, number, status):
                 (child,) = psutil.Process(driver.pid).children()
                 assert "openrlhf.cli.train_ppo_ray" in child.cmdline()
                 driver.send_signal(number)
-                assert psutil.wait_procs([child], timeout=10) == ([child], [])
-                assert driver.wait(10) == status
+                assert psutil.wait_procs([child], timeout=HANGS) == ([child], [])
+                assert driver.wait(HANGS) == status
                 if number == signal.SIGTERM:
                     assert "pass 1 was stopped. The same command starts this pass again" in driver.stdout.read()
             finally:
