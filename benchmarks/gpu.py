@@ -76,7 +76,7 @@ def stages(world: Path, cuda: bool) -> list[Stage]:
     play = ["bash", str(RECIPES / "gpo_llama3_8b_8gpu.sh"), *POLICY_SIZES, *attention]
     model, gpm = str(world / "model"), str(world / "gpm")
     port = 20000 + os.getpid() % 20000
-    ray = f"ray start --head --block --port={port} --num-gpus=1 --num-cpus=4 --include-dashboard=false"
+    ray = f"ray start --head --block --port={port} --temp-dir={world}/ray --num-gpus=1 --num-cpus=4"
     played = {"RAY_ADDRESS": f"127.0.0.1:{port}", "REWARD": gpm, "OUT": str(world / "gpo"), "PASSES": "2"}
     return [
         Stage("tests", GPU_TESTS, ("pytest",), cuda=True),

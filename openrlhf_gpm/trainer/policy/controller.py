@@ -17,13 +17,15 @@ from openrlhf_gpm.trainer.policy.supervisor import Supervisor, actors_of
 logger = init_logger(__name__)
 
 SECONDS_TO_A_REASON = 10
+LOADER_ENDED = "_iterator_finished"
+"""In the state of torchdata's StatefulDataLoader: whether it has given all its rows."""
 
 CYCLIC = 0.2
 """Share of the scores that no reward can express above which the last policy circles without a frozen policy."""
 
 
 class _GroupStatistics(BasePPOTrainer):
-    """What both controllers add: the number of the step for the group log, and statistics of the groups."""
+    """What both controllers add: the group log's step, statistics of the groups, and the end of an episode."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -32,6 +34,16 @@ class _GroupStatistics(BasePPOTrainer):
     def train_step(self, rollout_samples: Any, global_step: int) -> tuple[dict[str, Any], int]:
         self.experience_maker.step = global_step + 1
         return super().train_step(rollout_samples, global_step)
+
+    def init_checkpoint_states(self) -> dict[str, Any]:
+        """Upstream's, except that what was saved after the last prompt of an episode goes on with the next one.
+
+        A prompt loader that has ended starts anew when it is loaded, so the episode would be trained twice.
+        """
+        states = super().init_checkpoint_states()
+        if states["data_loader_state_dict"].get(LOADER_ENDED):
+            states["episode"] += 1
+        return states
 
     def _compute_rollout_stats(self, experiences: list[Experience]) -> dict[str, float]:
         """Upstream's over the whole rollout batch, of which `experiences` may be a part, and those of its groups."""
