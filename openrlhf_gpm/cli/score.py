@@ -3,7 +3,7 @@
 import argparse
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -13,7 +13,10 @@ from openrlhf_gpm.cli.scorer_flags import add_scorer_flags, scorer_options
 
 if TYPE_CHECKING:
     from openrlhf_gpm.checkpoints.checkpoint import Checkpoint
+    from openrlhf_gpm.scoring.scorer import GPM
     from openrlhf_gpm.scoring.store import ScoreFile
+
+    ToLines = Callable[[GPM, Iterable[Any], int], Iterator[str]]
 
 EXAMPLE = """\
 example:
@@ -50,6 +53,18 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         epilog=EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    add_file_flags(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Score the file. Raises ValueError for wrong input; nothing is written to --output before the end."""
+    total = write_lines(args, to_lines)
+    print(f"{total} groups scored: {args.output}")
+    return 0
+
+
+def add_file_flags(parser: argparse.ArgumentParser) -> None:
+    """Declare the flags of `write_lines`."""
     parser.add_argument("--model", required=True, type=Path, metavar="DIR", help="GPM checkpoint (or a LoRA adapter)")
     parser.add_argument("--input", required=True, type=Path, metavar="IN.jsonl", help="groups, one per line")
     parser.add_argument("--output", required=True, type=Path, metavar="OUT.jsonl", help="replaced when it exists")
@@ -59,8 +74,11 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     )
 
 
-def run(args: argparse.Namespace) -> int:
-    """Score the file. Raises ValueError for wrong input; nothing is written to --output before the end."""
+def write_lines(args: argparse.Namespace, to_lines: "ToLines") -> int:
+    """Write --output, one line per group of --input; resumable. Returns the number of groups, or raises as `run`.
+
+    to_lines: makes the lines of some groups, given the `GPM`, the groups and the index of the first.
+    """
     check_paths(args.input, args.output)
     options = scorer_options(args)
 
@@ -79,7 +97,7 @@ def run(args: argparse.Namespace) -> int:
     load = partial(GPM.from_pretrained, args.model, **options)
     if args.workers == 1:  # before `resume`, which may throw away what a run with the right --model left
         gpm = load(device=devices[0])
-    store = score_file(args.input, args.output, args.model, args.dtype, devices[0], args.backend)
+    store = score_file(args.input, args.output, args.model, args.dtype, devices[0], args.backend, args.command)
     if store.partial.exists() and not store.belongs():
         print(f"{store.partial} is of another input, model, dtype or backend: starting anew", file=sys.stderr)
     done = store.resume()
@@ -87,20 +105,20 @@ def run(args: argparse.Namespace) -> int:
         print(f"continuing {store.partial}: {done} of {total} groups are done", file=sys.stderr)
     groups = (group for _, group in islice(read_groups(args.input), done, None))
     if args.workers == 1:
-        lines: Iterator[str] = map(to_line, gpm.score_groups(groups, first_index=done))
+        lines = to_lines(gpm, groups, done)
     else:
         shard = max(1, min(MAX_SHARD, (total - done) // (4 * args.workers)))
-        lines = score_in_processes(load, to_line, groups, devices, shard, first_index=done)
+        lines = score_in_processes(load, to_lines, groups, devices, shard, first_index=done)
     with tqdm(total=total, initial=done, unit="group") as bar:
         store.append(lines, bar.update)
     store.key_file.unlink()
-    print(f"{total} groups scored: {args.output}")
-    return 0
+    return total
 
 
-def to_line(result: dict[str, Any]) -> str:
-    """One line of the output, without its end."""
-    return json.dumps(result, ensure_ascii=False, allow_nan=False)
+def to_lines(gpm: "GPM", groups: Iterable[Any], first_index: int) -> Iterator[str]:
+    """Lines of the output, without their ends."""
+    for result in gpm.score_groups(groups, first_index):
+        yield json.dumps(result, ensure_ascii=False, allow_nan=False)
 
 
 def check_paths(source: Path, output: Path) -> None:
@@ -137,7 +155,9 @@ def check_groups(source: Path, checkpoint: "Checkpoint") -> int:
     return total
 
 
-def score_file(source: Path, output: Path, model: Path, dtype: str | None, device: str, backend: str) -> "ScoreFile":
+def score_file(
+    source: Path, output: Path, model: Path, dtype: str | None, device: str, backend: str, command: str
+) -> "ScoreFile":
     """The output file; its key is what must be the same for a partial output to be continued."""
     from openrlhf_gpm.scoring.store import ScoreFile, file_key, model_key
 
@@ -147,5 +167,6 @@ def score_file(source: Path, output: Path, model: Path, dtype: str | None, devic
         "dtype": dtype,
         "device": device.split(":")[0],
         "backend": backend,
+        "command": command,
     }
     return ScoreFile(output, Path(f"{output}.partial.json"), key)

@@ -33,7 +33,7 @@ def worker_devices(device: str | None, workers: int, gpus: int) -> list[str]:
 
 def score_in_processes(
     load: Callable[..., Any],
-    to_line: Callable[[dict[str, Any]], str],
+    to_lines: Callable[[Any, Iterable[Any], int], Iterator[str]],
     groups: Iterable[Any],
     devices: Sequence[str],
     shard: int,
@@ -43,7 +43,7 @@ def score_in_processes(
 
     Args:
         load: makes a `GPM`, with the argument `device`, in each process.
-        to_line: turns a result into its line.
+        to_lines: makes the lines of some groups, given the `GPM`, the groups and the index of the first.
         groups: as `GPM.score_groups` takes them, read a few shards ahead.
         shard: groups that a process takes at a time.
         first_index: of the first group.
@@ -59,7 +59,7 @@ def score_in_processes(
     remaining = iter(groups)
     waiting: deque[Future[list[str]]] = deque()
     with ProcessPoolExecutor(
-        len(devices), mp_context=context, initializer=_start, initargs=(load, to_line, places, len(devices))
+        len(devices), mp_context=context, initializer=_start, initargs=(load, to_lines, places, len(devices))
     ) as pool:
         try:
             while part := list(islice(remaining, shard)):
@@ -80,24 +80,29 @@ def score_in_processes(
 
 # In a worker
 
-_setup: tuple[Callable[..., Any], Callable[[dict[str, Any]], str], str, int]
+_setup: tuple[Callable[..., Any], Callable[[Any, Iterable[Any], int], Iterator[str]], str, int]
 _gpm: Any = None
 
 
-def _start(load: Callable[..., Any], to_line: Callable[[dict[str, Any]], str], places: Any, workers: int) -> None:
+def _start(
+    load: Callable[..., Any],
+    to_lines: Callable[[Any, Iterable[Any], int], Iterator[str]],
+    places: Any,
+    workers: int,
+) -> None:
     global _setup
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C reaches every process; only the driver reports
-    _setup = load, to_line, places.get(), workers
+    _setup = load, to_lines, places.get(), workers
 
 
 def _score(groups: list[Any], first_index: int) -> list[str]:
     """Score a shard. Loads the model with the first one: what `_start` raises would not reach the driver."""
     global _gpm
-    load, to_line, device, workers = _setup
+    load, to_lines, device, workers = _setup
     if _gpm is None:
         import torch
 
         if device == "cpu":  # the workers share its cores
             torch.set_num_threads(max(1, min(torch.get_num_threads(), len(os.sched_getaffinity(0)) // workers)))
         _gpm = load(device=device)
-    return [to_line(result) for result in _gpm.score_groups(groups, first_index)]
+    return list(to_lines(_gpm, groups, first_index))

@@ -29,6 +29,10 @@ class Groups:
     weights: Tensor | None = None
     """(G, K, M) or broadcastable: how much each of these answers counts; rows sum to 1. Goes with `against`."""
 
+    means_only: bool = False
+    """Whether some of `against` are scores against the mean embedding of many answers. Such a score is the mean score
+    against them, exactly, but its sigmoid is no win rate."""
+
     drift: Mapping[str, Tensor] = field(default_factory=dict)
     """(G, K) nats of each frozen policy f, by its name: log pi_t(y) - log pi_f(y), summed over the tokens of y."""
 
@@ -50,6 +54,7 @@ class Groups:
 
         hard: the mean of wins instead, 1 for a positive score and 1/2 for a tie. include_self: as in `mean_score`.
         """
+        assert not self.means_only, "a win rate needs the opponent's answers, not their mean embedding"
         scores = self.scores if self.against is None else self.against
         probs = group_probs(scores)
         if hard:

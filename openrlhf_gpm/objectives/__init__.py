@@ -14,6 +14,7 @@ from typing import Any
 
 from openrlhf_gpm.core import Groups as Groups
 from openrlhf_gpm.flags import add_flags, flag_fields, given_flags, read_flags
+from openrlhf_gpm.objectives import opponents
 from openrlhf_gpm.objectives.objective import Objective as Objective
 from openrlhf_gpm.objectives.upstream import Upstream
 
@@ -41,6 +42,11 @@ def from_args(args: SimpleNamespace) -> Objective:
         readers = " and ".join(name for name, other in classes().items() if option in _options(other))
         raise ValueError(f"{option} is read by {readers}, not by {args.actor.policy_loss_type}: remove it")
     return cls(**read_flags(args, cls.prefix, flag_fields(cls)))
+
+
+def frozen_policies(args: SimpleNamespace) -> tuple[str, ...]:
+    """The frozen policies that a run needs, for its objective or for its opponent."""
+    return tuple(dict.fromkeys((*from_args(args).needs, *opponents.from_args(args).needs)))
 
 
 def unread_flags(args: SimpleNamespace, cls: type[Objective] | None) -> list[str]:

@@ -11,14 +11,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import Tensor
-
-from openrlhf_gpm.core import Groups
 from openrlhf_gpm.objectives.magnet import Magnetic
+from openrlhf_gpm.objectives.regression import ByWinRate
 
 
 @dataclass(frozen=True, kw_only=True)
-class EGPO(Magnetic):
+class EGPO(ByWinRate, Magnetic):
     """Every second step starts where the one before it did. A run should end on an even step."""
 
     iteration_every: ClassVar[int | None] = 2
@@ -28,14 +26,6 @@ class EGPO(Magnetic):
         """What the magnet leaves, to where the look ahead began."""
         magnet = super().pulls
         return {**magnet, "iteration": magnet.get("iteration", 0.0) + 1 - sum(magnet.values())}
-
-    def reward(self, groups: Groups) -> Tensor:
-        """The win rate."""
-        return groups.win_rate()
-
-    def value(self, groups: Groups) -> Tensor:
-        """P_hat - 1/2."""
-        return groups.win_rate(include_self=self.include_self) - 0.5
 
 
 OBJECTIVE = EGPO

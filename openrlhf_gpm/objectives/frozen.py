@@ -8,12 +8,12 @@ A step is one rollout batch. All three are the start of the run until the first 
 """
 
 from argparse import ArgumentParser
+from collections.abc import Collection
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import ClassVar
 
 from openrlhf_gpm.flags import add_flags, flag, flag_fields, given_flags, read_flags
-from openrlhf_gpm.objectives.objective import Objective
 
 POLICIES = ("ref", "iteration", "ema")
 
@@ -56,8 +56,8 @@ def add_frozen_flags(parser: ArgumentParser) -> None:
     add_flags(group, FrozenRules.prefix, flag_fields(FrozenRules))
 
 
-def unread_flags(args: SimpleNamespace, objective: Objective) -> list[str]:
-    """The given --frozen.* that this objective does not need."""
-    read = {"--frozen.ema_decay": "ema" in objective.needs, "--frozen.ref": "ref" in objective.needs}
-    read["--frozen.iteration_every"] = "iteration" in objective.needs and objective.iteration_every is None
+def unread_flags(args: SimpleNamespace, needs: Collection[str], every: int | None = None) -> list[str]:
+    """The given --frozen.* that no frozen policy of `needs` reads. every: `Objective.iteration_every`."""
+    read = {"--frozen.ema_decay": "ema" in needs, "--frozen.ref": "ref" in needs}
+    read["--frozen.iteration_every"] = "iteration" in needs and every is None
     return [name for name in given_flags(args, FrozenRules.prefix, flag_fields(FrozenRules)) if not read[name]]

@@ -11,6 +11,7 @@ from torch import Tensor
 from openrlhf_gpm.core import Groups
 from openrlhf_gpm.flags import flag
 from openrlhf_gpm.objectives.magnet import Magnetic
+from openrlhf_gpm.objectives.regression import less_mean
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,10 +23,10 @@ class GPO(Magnetic):
     )
 
     def value(self, groups: Groups) -> Tensor:
-        """s_hat - b. Against the group, b = 0 is the mean of s_hat already, by skew symmetry."""
+        """s_hat - b."""
         s_hat = groups.mean_score(self.include_self)
         if self.baseline == "zero":
-            return s_hat
+            return less_mean(s_hat, groups)
         return s_hat - (s_hat.logsumexp(-1, keepdim=True) - math.log(s_hat.shape[-1]))
 
 

@@ -9,16 +9,13 @@ ref_pull is tau / eta. Its released loss has counted wins, +-1 / (2 eta), whose 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from torch import Tensor
-
-from openrlhf_gpm.core import Groups
 from openrlhf_gpm.flags import flag
 from openrlhf_gpm.objectives.pairs import PairLoss
-from openrlhf_gpm.objectives.regression import Regression
+from openrlhf_gpm.objectives.regression import ByWinRate, Regression
 
 
 @dataclass(frozen=True, kw_only=True)
-class INPO(PairLoss, Regression):
+class INPO(ByWinRate, PairLoss, Regression):
     """Mirror descent in pairs, held by the start of the run. Raises ValueError that names the flag."""
 
     ref_pull: float = flag(0.1, "pull of `ref`, the start of the run, per step, 0 to 1; tau / eta in its paper")
@@ -32,14 +29,6 @@ class INPO(PairLoss, Regression):
     def pulls(self) -> Mapping[str, float]:
         """The reference's, always: it is what the method adds."""
         return {"ref": self.ref_pull}
-
-    def reward(self, groups: Groups) -> Tensor:
-        """The win rate."""
-        return groups.win_rate()
-
-    def value(self, groups: Groups) -> Tensor:
-        """P_hat - 1/2."""
-        return groups.win_rate(include_self=self.include_self) - 0.5
 
 
 OBJECTIVE = INPO

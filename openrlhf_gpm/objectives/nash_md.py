@@ -17,8 +17,8 @@ from torch import Tensor
 from openrlhf_gpm.core import Groups
 from openrlhf_gpm.core.preference import fp32
 from openrlhf_gpm.flags import flag
+from openrlhf_gpm.objectives.against import mixture
 from openrlhf_gpm.objectives.objective import Objective
-from openrlhf_gpm.objectives.opponents import mixture
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +26,7 @@ class NashMD(Objective):
     """A policy gradient, so use one epoch per rollout batch. Raises ValueError that names the flag."""
 
     prefix: ClassVar[str] = "nash_md"
+    own_opponent: ClassVar[bool] = True
     beta: float = flag(0.008, "strength of the pull to `ref`, the start of the run: a penalty of beta nats per nat")
     mixture: float = flag(0.125, "share of `ref` in the opponent, a geometric mixture with the policy, 0 to 1")
 

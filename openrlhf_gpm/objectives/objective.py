@@ -39,6 +39,12 @@ class Objective:
     iteration_every: ClassVar[int | None] = None
     """Steps between copies of the frozen policy `iteration`; None: --frozen.iteration_every says it."""
 
+    reads_win_rates: ClassVar[bool] = False
+    """Whether it reads `Groups.win_rate`. If not, the mean embedding of an opponent's answers stands for them all."""
+
+    own_opponent: ClassVar[bool] = False
+    """Whether it makes an opponent of the group itself, so that no other can be asked for."""
+
     def __post_init__(self) -> None:
         check_choices(self, self.prefix)
 

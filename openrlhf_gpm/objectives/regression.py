@@ -76,3 +76,26 @@ class Regression(Objective):
         if moved.shape != target.shape:
             raise ValueError(f"one target per response: got {tuple(target.shape)} for {tuple(moved.shape)} log-ratios")
         return (fp32(moved) - fp32(target)).square()
+
+
+class ByWinRate:
+    """Mixed into a regression: a response is worth its win rate less 1/2."""
+
+    reads_win_rates: ClassVar[bool] = True
+    include_self: bool
+
+    def reward(self, groups: Groups) -> Tensor:
+        """The win rate."""
+        return groups.win_rate()
+
+    def value(self, groups: Groups) -> Tensor:
+        """P_hat - 1/2."""
+        return less_mean(groups.win_rate(include_self=self.include_self) - 0.5, groups)
+
+
+def less_mean(values: Tensor, groups: Groups) -> Tensor:
+    """(G, K) values, less the mean of their group where the opponent is another than the group.
+
+    The mean stands for log Z in eq. 5.7. Against the group itself it is 0 already, by skew symmetry.
+    """
+    return values if groups.against is None else values - values.mean(-1, keepdim=True)

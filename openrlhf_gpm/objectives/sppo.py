@@ -12,21 +12,18 @@ from torch import Tensor
 from openrlhf_gpm.core import Groups
 from openrlhf_gpm.flags import flag
 from openrlhf_gpm.objectives.magnet import Magnetic
+from openrlhf_gpm.objectives.regression import ByWinRate, less_mean
 
 
 @dataclass(frozen=True, kw_only=True)
-class SPPO(Magnetic):
+class SPPO(ByWinRate, Magnetic):
     """A response is worth its win rate less 1/2."""
 
     hard: bool = flag(False, "count wins (0, 1/2, 1) instead of averaging probabilities")
 
-    def reward(self, groups: Groups) -> Tensor:
-        """The win rate."""
-        return groups.win_rate()
-
     def value(self, groups: Groups) -> Tensor:
-        """P_hat - 1/2."""
-        return groups.win_rate(self.hard, self.include_self) - 0.5
+        """P_hat - 1/2, of counted wins with --gpo.hard."""
+        return less_mean(groups.win_rate(self.hard, self.include_self) - 0.5, groups)
 
 
 OBJECTIVE = SPPO

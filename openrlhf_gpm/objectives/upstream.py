@@ -19,6 +19,7 @@ class Upstream(Objective):
 
     prefix: ClassVar[str] = "gpm"
     own_loss: ClassVar[bool] = False
+    reads_win_rates: ClassVar[bool] = True
     by: str = flag(
         "score",
         "reward of a response for OpenRLHF's losses: its mean score (log-odds) or its win rate against its group",

@@ -124,18 +124,28 @@ class GPM:
         """
         if finite not in FINITE:
             raise ValueError(f"finite must be one of {', '.join(FINITE)}; got {finite!r}")
+        for group, v, gate in self.embed_groups(groups, first_index):
+            result = self._result(v, gate, len(group.responses))
+            if finite == "refuse" and not is_finite(result):
+                raise ValueError(
+                    f"group {group.id!r}: the model's embeddings are not finite: try --dtype fp32, or check the "
+                    "checkpoint's training"
+                )
+            yield {"id": group.id, **result}
+
+    def embed_groups(
+        self, groups: Iterable[Group | PreferenceGroup], first_index: int = 0
+    ) -> Iterator[tuple[Group | PreferenceGroup, Tensor, Tensor]]:
+        """What scores are made of: (group, with an id; embeddings (K, 2k); gate (k,)), fp32 on the CPU, in order.
+
+        The arguments are those of `score_groups`. Embeddings may not be finite.
+        """
         for window in self._windows(groups, first_index):
             samples = [encoded for _, encoded in window]
             v, gate = self.backend.embed_groups(samples)
             parts = v.split([len(encoded) for encoded in samples])
             for (group, _), v_group, gate_group in zip(window, parts, gate, strict=True):
-                result = self._result(v_group, gate_group, len(group.responses))
-                if finite == "refuse" and not is_finite(result):
-                    raise ValueError(
-                        f"group {group.id!r}: the model's embeddings are not finite: try --dtype fp32, or check the "
-                        "checkpoint's training"
-                    )
-                yield {"id": group.id, **result}
+                yield group, v_group, gate_group
 
     def _windows(self, groups: Iterable[Group | PreferenceGroup], first_index: int) -> Iterator[Window]:
         window: Window = []

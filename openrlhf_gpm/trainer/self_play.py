@@ -21,6 +21,8 @@ from openrlhf_gpm import objectives
 from openrlhf_gpm.checkpoints.tensors import tensor_shapes
 from openrlhf_gpm.files import read_object
 from openrlhf_gpm.lock import lock
+from openrlhf_gpm.objectives import opponents
+from openrlhf_gpm.trainer.policy.opponent import HISTORY
 from openrlhf_gpm.trainer.policy.resume import last_checkpoint
 from openrlhf_gpm.trainer.policy.run_state import LOCK, check_flags
 
@@ -87,9 +89,23 @@ def plan(flags: Sequence[str], passes: int, output: Path, log_groups: bool = Fal
 def with_reference(planned: Sequence[Pass]) -> list[Pass]:
     """The passes with one reference policy for all, the start of pass 1, where the objective needs one."""
     args = _parse(planned[0].flags)
-    if args.frozen.ref or "ref" not in objectives.from_args(args).needs:
+    if args.frozen.ref or "ref" not in objectives.frozen_policies(args):
         return list(planned)
     return [replace(each, flags=(*each.flags, "--frozen.ref", _policy(planned[0]))) for each in planned]
+
+
+def with_history(planned: Sequence[Pass]) -> list[Pass]:
+    """The passes, each with the answers of those before it, where the opponent is the run's history."""
+    opponent = opponents.from_args(_parse(planned[0].flags))
+    if opponent.kind != "history":
+        return list(planned)
+    folders = [opponent.history] if opponent.history else []
+    given = []
+    for each in planned:
+        more = ("--gpm.history", ",".join(folders)) if folders else ()
+        given.append(replace(each, flags=(*each.flags, *more)))
+        folders.append(str(each.folder / HISTORY))
+    return given
 
 
 def unfinished(each: Pass) -> str | None:
@@ -174,7 +190,7 @@ def run(planned: Sequence[Pass], say: Say, after_pass: Callable[[], object] = la
     pass, and all its processes, before they stop this one.
     """
     lock(planned[0].folder.parent / LOCK, f"--output {planned[0].folder.parent}")
-    planned = with_reference(planned)
+    planned = with_history(with_reference(planned))
     check(planned)
     for each in planned:
         if not unfinished(each):

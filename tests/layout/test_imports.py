@@ -16,7 +16,7 @@ FACE = PACKAGE / "__init__.py"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 FLOORS = [  # a part imports lower floors only, never another part of its own floor
-    {"core", "config", "flags", "files", "lock", "patching"},
+    {"core", "config", "fingerprint", "flags", "files", "lock", "patching"},
     {"objectives", "data", "samples"},
     {"models"},
     {"checkpoints"},

@@ -115,7 +115,8 @@ def test_a_rule_that_cannot_work_is_refused_by_its_flag(build: Callable[[], Any]
 def test_flags_of_frozen_policies_that_no_part_of_a_run_reads_are_named():
     given = SimpleNamespace(frozen=SimpleNamespace(ema_decay=0.99, iteration_every=4, ref="start"))
     everything = ["--frozen.ema_decay", "--frozen.iteration_every", "--frozen.ref"]
-    assert frozen.unread_flags(given, GPO()) == everything
-    assert frozen.unread_flags(given, GPO(pull=0.1)) == everything[1:]
-    assert frozen.unread_flags(given, GPO(pull=0.1, magnet="iteration")) == [everything[0], everything[2]]
+    assert frozen.unread_flags(given, ()) == everything
+    assert frozen.unread_flags(given, ("ema",)) == everything[1:]
+    assert frozen.unread_flags(given, ("iteration",)) == [everything[0], everything[2]]
+    assert frozen.unread_flags(given, ("iteration",), every=2) == everything
     assert frozen.from_args(given) == FrozenRules(ema_decay=0.99, iteration_every=4, ref="start")

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from openrlhf_gpm.objectives.inpo import INPO
 from openrlhf_gpm.objectives.ipo import IPO
 
 
@@ -43,3 +44,9 @@ def test_steps_that_go_all_the_way_to_the_target_jump_between_answers(worst_case
 def test_hard_labels_circle(worst_case):
     assert worst_case(IPO(), 80, 320, step_size=0.05) == pytest.approx({80: 0.363, 320: 0.312}, abs=5e-4)
     assert worst_case(IPO(), 1280, which="average", step_size=0.05) == pytest.approx({1280: 0.428}, abs=5e-4)
+
+
+def test_with_soft_labels_in_small_steps_it_is_inpo(on_the_cycle):
+    """A step of size s goes 2 s of the way to INPO's regularised target: its beta is beta / 2 s, its pull is 2 s."""
+    inpo = on_the_cycle(INPO(beta=1.0, ref_pull=0.1), 80)
+    torch.testing.assert_close(on_the_cycle(IPO(beta=0.1, soft=True), 80, step_size=0.05), inpo)

@@ -9,7 +9,7 @@ import torch
 
 from openrlhf_gpm.checkpoints.checkpoint import load_gpm, save_gpm
 from openrlhf_gpm.cli import main as cli
-from openrlhf_gpm.cli.score import to_line
+from openrlhf_gpm.cli.score import to_lines
 from openrlhf_gpm.cli.workers import score_in_processes, worker_devices
 from openrlhf_gpm.data import Group
 from openrlhf_gpm.scoring.scorer import GPM
@@ -77,7 +77,7 @@ def test_what_a_worker_raises_ends_the_run_with_its_message(job, gpm_checkpoint,
 
 def test_workers_that_die_end_the_run_with_a_hint(gpm_checkpoint):
     load = partial(GPM.from_pretrained, gpm_checkpoint)
-    lines = score_in_processes(load, to_line, GROUPS * 50, ["cpu"] * 2, shard=2)
+    lines = score_in_processes(load, to_lines, GROUPS * 50, ["cpu"] * 2, shard=2)
     assert json.loads(next(lines))["id"] == "0"
     for worker in multiprocessing.active_children():
         worker.kill()

@@ -15,7 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from openrlhf_gpm.cli.main import main
 from openrlhf_gpm.trainer.policy.run_state import run_state
-from openrlhf_gpm.trainer.self_play import Pass, plan, unfinished, with_reference
+from openrlhf_gpm.trainer.self_play import Pass, plan, unfinished, with_history, with_reference
 
 HANGS = 60  # seconds: a process that has not ended by then never will
 SIZES = {"vocab_size": 16, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
@@ -98,6 +98,20 @@ def test_every_pass_has_the_reference_of_the_first_where_the_objective_needs_one
     assert first.flags[-2:] == second.flags[-2:] == ("--frozen.ref", start)
     given = plan([*flags, *ours, "ref", "--frozen.ref", str(start)], 2, world / "out")
     assert with_reference(given) == given
+
+
+def test_every_pass_plays_against_the_answers_of_those_before_it(world, flags, gpm_checkpoint):
+    judge = ("--reward_model_type", "gpm", "--reward.model_name_or_path", str(gpm_checkpoint))
+    plain = plan([*flags, *judge], 3, world / "out")
+    assert with_history(plain) == plain
+    history = (*judge, "--gpm.opponent", "history")
+    first, second, third = with_history(plan([*flags, *history], 3, world / "out"))
+    one, two = (f"{world}/out/pass{number}/history" for number in (1, 2))
+    assert "--gpm.history" not in first.flags
+    assert second.flags[-2:] == ("--gpm.history", one)
+    assert third.flags[-2:] == ("--gpm.history", f"{one},{two}")
+    given = with_history(plan([*flags, *history, "--gpm.history", "/before"], 2, world / "out"))
+    assert given[1].flags[-2:] == ("--gpm.history", f"/before,{one}")
 
 
 @pytest.mark.parametrize("flag", ["--ckpt.output_dir=x", "--ckpt.path", "--ckpt.load_enable"])

@@ -19,6 +19,7 @@ from openrlhf_gpm import objectives
 from openrlhf_gpm.core import Groups, bt_scores, cyclic_share, group_scores, quantiles, win_rates
 from openrlhf_gpm.trainer.policy.actor import GIVEN
 from openrlhf_gpm.trainer.policy.group_log import write_groups
+from openrlhf_gpm.trainer.policy.opponent import RunOpponent
 from openrlhf_gpm.trainer.policy.policy_actor import FORWARD
 from openrlhf_gpm.trainer.policy.rows import unpack_rows
 from openrlhf_gpm.trainer.policy.units import data_parallel_size, even_forwards, training_batch
@@ -33,6 +34,8 @@ class GroupExperienceMaker(RemoteExperienceMaker):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.objective = objectives.from_args(self.args)
+        self.opponent = RunOpponent(self.args)
+        self.frozen = objectives.frozen_policies(self.args)
         self.step = 0  # of training, from 1; set by the controller
         self.rollout: list[Experience] = []  # the whole batch, also what is not trained
         self.statistics: dict[str, float] = {}  # of its groups
@@ -55,6 +58,9 @@ class GroupExperienceMaker(RemoteExperienceMaker):
                 experience.action_log_probs = sampler_log_probs(experience)
         rows = self._rows(experiences, order)
         groups = Groups(_scores(rows), drift=self._drift(experiences, order))
+        prompts = _in_prompt_order(experiences, order, lambda e: e.labels) if self._reads_prompts else []
+        K = self.args.rollout.n_samples_per_prompt
+        groups, seen = self.opponent.face(groups, prompts[::K], rows, self.step)
         given = self.objective.prepare(groups) if self.objective.own_loss else {}
 
         def scatter(name: str, per_response: Tensor) -> None:
@@ -64,7 +70,7 @@ class GroupExperienceMaker(RemoteExperienceMaker):
                 experience.info[name] = part
 
         self._check_finite(experiences, given)
-        statistics = group_statistics(groups, given)
+        statistics = group_statistics(groups, given) | seen
         if rows.dim() == 3:
             statistics["rollout/reward_truncated"] = unpack_rows(rows)[2].mean().item()
         gaps = [log_prob_gap(e) for e in experiences if e.rollout_log_probs is not None]
@@ -77,7 +83,6 @@ class GroupExperienceMaker(RemoteExperienceMaker):
             scatter(GIVEN + name, values)
         self.rollout, self.statistics = experiences, statistics
         if self.args.gpm.log_groups:
-            prompts = _in_prompt_order(experiences, order, lambda e: e.labels)
             responses = _in_prompt_order(experiences, order, self._response_texts)
             write_groups(self.args.gpm.log_groups, self.step, prompts, responses, rows, groups, given)
 
@@ -89,13 +94,17 @@ class GroupExperienceMaker(RemoteExperienceMaker):
         chosen = self.objective.select(groups)
         return training_batch(experiences, order, chosen, self.args, self.objective.together)
 
+    @property
+    def _reads_prompts(self) -> bool:
+        return self.opponent.by_prompt or bool(self.args.gpm.log_groups)
+
     def make_experience(self, samples_list: list[Experience]) -> list[Experience]:
         """Upstream's, with as many forward passes on each rank as on every other; then one of each frozen policy."""
         models = {"actor": self.actor_model_group, "critic": self.critic_model_group}
         models |= {"reward": self.reward_model_group, "ref": self.initial_model_group}
         ranks = [data_parallel_size(self.args, name) for name, group in models.items() if group is not None]
         samples = super().make_experience(even_forwards(samples_list, ranks))
-        for name in self.objective.needs:
+        for name in self.frozen:
             refs = self.actor_model_group.async_run_method_batch(
                 method_name=FORWARD + name,
                 sequences=[each.sequences for each in samples],
@@ -105,14 +114,14 @@ class GroupExperienceMaker(RemoteExperienceMaker):
             copies = self.args.ds.ring_attn_size * self.args.ds.tensor_parallel_size
             for each, log_probs in zip(samples, self._flatten_results(refs, copies), strict=True):
                 each.info[FROZEN + name] = (log_probs * each.action_mask).sum(-1)
-        if self.args.train.colocate_all and self.objective.needs:
+        if self.args.train.colocate_all and self.frozen:
             ray.get(self.actor_model_group.async_run_method(method_name="empty_cache"))
         return samples[: len(samples_list)]
 
     def _drift(self, experiences: list[Experience], order: Tensor) -> dict[str, Tensor]:
         """`Groups.drift`: log pi_t less the frozen policy's log-prob of whole responses, (G, K) in prompt order."""
         drift = {}
-        for name in self.objective.needs:
+        for name in self.frozen:
             per_response = torch.cat(
                 [(e.action_log_probs * e.action_mask).sum(-1) - e.info.pop(FROZEN + name) for e in experiences]
             ).float()

@@ -9,7 +9,7 @@ from openrlhf.utils.logging_utils import init_logger
 
 from openrlhf_gpm import objectives
 from openrlhf_gpm.checkpoints.checkpoint import open_pretrained
-from openrlhf_gpm.objectives import frozen
+from openrlhf_gpm.objectives import frozen, opponents
 from openrlhf_gpm.trainer.checkpoint_checks import check_parallelism
 from openrlhf_gpm.trainer.policy import upstream_flags
 from openrlhf_gpm.trainer.policy.paths import absolute_paths
@@ -43,6 +43,7 @@ def add_flags(parser: ArgumentParser) -> None:
     )
     objectives.add_objective_flags(parser)
     frozen.add_frozen_flags(parser)
+    opponents.add_opponent_flags(parser)
 
 
 def check(args: SimpleNamespace) -> None:
@@ -50,7 +51,8 @@ def check(args: SimpleNamespace) -> None:
     objective = objectives.from_args(args)
     scores_groups = args.reward_model_type == "gpm" or objective.own_loss
     unread = objectives.unread_flags(args, type(objective) if scores_groups else None)
-    unread += frozen.unread_flags(args, objective)
+    unread += frozen.unread_flags(args, objectives.frozen_policies(args), objective.iteration_every)
+    unread += opponents.unread_flags(args) if scores_groups else opponents.given(args)
     if args.gpm.log_groups and not scores_groups:
         unread.append("--gpm.log_groups")
     if args.gpm.attn_implementation != "auto" and args.reward_model_type != "gpm":
@@ -59,23 +61,25 @@ def check(args: SimpleNamespace) -> None:
         logger.warning(f"{', '.join(unread)}: not used, because no part of this run reads them")
     if objective.own_loss:
         upstream_flags.check(args)
-        _check_frozen(args, objective)
+        _check_frozen(args)
     if scores_groups:
         absolute_paths(args)
         _check_groups(args)
+        opponents.check(args, objective)
         if args.reward_model_type == "gpm":
             _check_gpm_reward(args)
         check_sizes(args, objective.trained(args.rollout.n_samples_per_prompt), objective.together)
 
 
-def _check_frozen(args: SimpleNamespace, objective: objectives.Objective) -> None:
+def _check_frozen(args: SimpleNamespace) -> None:
     frozen.from_args(args)  # raises ValueError for values that cannot work
-    if "ref" in objective.needs and args.ds.tensor_parallel_size > 1:
+    needs = objectives.frozen_policies(args)
+    if "ref" in needs and args.ds.tensor_parallel_size > 1:
         raise ValueError(
             f"--ds.tensor_parallel_size {args.ds.tensor_parallel_size} cannot be used with the frozen policy `ref`: "
             "take 1, or another frozen policy"
         )
-    if objective.needs and args.ds.zpg > 1:
+    if needs and args.ds.zpg > 1:
         raise ValueError(
             f"--ds.zpg {args.ds.zpg} keeps second copies of the weights, which a frozen policy would miss: take 1"
         )

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from openrlhf_gpm.core import Groups
+from openrlhf_gpm.core import Groups, mean_scores, win_rates
 from openrlhf_gpm.files import replacing
 from openrlhf_gpm.trainer.policy.rows import unpack_rows
 
@@ -27,16 +27,19 @@ def write_groups(
 
     rows: what the reward model returned, (G, K, 3k + 1) or (G, K). Keys: `prompt`, `responses` (K), of a GPM
     `embeddings` (K, 2k), `gate_over_tau` (K, k) and `reward_truncated` (K), of a Bradley-Terry model `rewards` (K),
-    `mean_scores`, `win_rates`, `drift_NAME` (K) of each frozen policy, in nats, and under its name (`target`) what the
-    objective prepared for each response.
+    `mean_scores` and `win_rates` against the rest of the group, `opponent_scores` where the opponent is another,
+    `drift_NAME` (K) of each frozen policy, in nats, and under its name (`target`) what the objective prepared for each
+    response.
     """
     K = groups.scores.shape[-1]
     columns: dict[str, list[Any]] = {
         "prompt": prompts[::K],
         "responses": [responses[i : i + K] for i in range(0, len(responses), K)],
-        "mean_scores": groups.mean_score().tolist(),
-        "win_rates": groups.win_rate().tolist(),
+        "mean_scores": mean_scores(groups.scores).tolist(),
+        "win_rates": win_rates(groups.scores).tolist(),
     }
+    if groups.against is not None:
+        columns["opponent_scores"] = groups.mean_score().tolist()
     if rows.dim() == 2:
         columns["rewards"] = rows.tolist()
     else:

@@ -11,6 +11,8 @@ from typing import Any
 
 MODELS = ("actor.model_name_or_path", "reward.model_name_or_path", "critic.model_name_or_path", "frozen.ref")
 DATASETS = ("data.prompt_dataset",)
+EMBEDDINGS = ("gpm.league", "gpm.history")
+"""Files and folders with other answers' embeddings, which only the driver reads."""
 CHECKPOINTS = ("ckpt.output_dir", "ckpt.path")
 LOGS = ("gpm.log_groups", "logger.tensorboard_dir")
 LOCAL = ("/", "./", "../", "~")
@@ -28,6 +30,9 @@ def absolute_paths(args: SimpleNamespace) -> None:
     for flag in DATASETS:
         if given := value(args, flag):
             _set(args, flag, ",".join(_absolute_dataset(each) for each in given.split(",")))
+    for flag in EMBEDDINGS:
+        if given := value(args, flag):
+            _set(args, flag, ",".join(_absolute(each) for each in given.split(",")))
     for flag in (*CHECKPOINTS, *LOGS):
         if path := value(args, flag):
             _set(args, flag, _absolute(path))
@@ -43,6 +48,8 @@ def local_inputs(args: SimpleNamespace) -> dict[str, list[Path]]:
     for flag in DATASETS:
         parts = (each.partition("@")[0] for each in (value(args, flag) or "").split(","))
         found[flag] = [Path(path) for path in parts if os.path.isabs(path)]
+    for flag in EMBEDDINGS:
+        found[flag] = [Path(path) for path in (value(args, flag) or "").split(",") if path]
     return found
 
 

@@ -32,8 +32,8 @@ class BaseObjectivePolicyActor(BasePolicyModelActor):
         super().init_model_from_pretrained(strategy, pretrain, *args, **kwargs)
         self.actor.model.checkpoint_engine = CommonCheckpoint(self.actor.model.checkpoint_engine)
         self.objective = objectives.from_args(strategy.args)
-        needs, every = self.objective.needs, self.objective.iteration_every
-        self.frozen = FrozenPolicies(self.actor, strategy, needs, every)
+        needs = objectives.frozen_policies(strategy.args)
+        self.frozen = FrozenPolicies(self.actor, strategy, needs, self.objective.iteration_every)
         checkpoint = last_checkpoint(Path(strategy.args.ckpt.path)) if self.checkpoint_states else None
         if needs and checkpoint:
             self.frozen.load(_frozen_file(checkpoint))
@@ -53,7 +53,7 @@ class BaseObjectivePolicyActor(BasePolicyModelActor):
 
     def save_checkpoint(self, tag: str, *args: Any, **kwargs: Any) -> None:
         """Upstream's, after the frozen policies, so that a complete checkpoint has them."""
-        if self.objective.needs and not self.disable_ds_ckpt:
+        if self.frozen.shards and not self.disable_ds_ckpt:
             folder = Path(self.strategy.args.ckpt.path) / "_actor" / tag
             folder.mkdir(parents=True, exist_ok=True)
             self.frozen.save(_frozen_file(folder))

@@ -18,6 +18,7 @@ from openrlhf_gpm.checkpoints.checkpoint import check_complete, open_pretrained
 from openrlhf_gpm.config import check_input_template
 from openrlhf_gpm.data import BadRows
 from openrlhf_gpm.samples.formatting import Formatter
+from openrlhf_gpm.trainer.policy.opponent import check_answers
 from openrlhf_gpm.trainer.policy.units import optimizer_steps
 
 logger = init_logger(__name__)
@@ -48,12 +49,25 @@ def check_prompts(args: SimpleNamespace) -> None:
     elif os.path.isdir(args.reward.model_name_or_path):
         check_complete(open_pretrained(*_reward(args)))
     check_input_template(args.data.input_template)
-    n = objectives.from_args(args).trained(args.rollout.n_samples_per_prompt)
-    args.gpm.optimizer_steps = optimizer_steps(_count_prompts(args), n, args)
+    objective = objectives.from_args(args)
+    n = objective.trained(args.rollout.n_samples_per_prompt)
+    prompts = _usable_prompts(args)
+    args.gpm.optimizer_steps = optimizer_steps(len(prompts), n, args)
+    check_answers(args, prompts)
+    _warn_of_an_odd_end(args, objective, len(prompts))
     if args.gpm.optimizer_steps == 1 and args.actor.lr_warmup_ratio > 0 and args.actor.lr_scheduler != "constant":
         raise ValueError(
             "the run has one optimizer step, and its learning rate is 0 because of warm-up: pass "
             "--actor.lr_warmup_ratio 0, or give more prompts"
+        )
+
+
+def _warn_of_an_odd_end(args: SimpleNamespace, objective: objectives.Objective, prompts: int) -> None:
+    batches, every = -(-prompts // args.rollout.batch_size) * args.train.num_episodes, objective.iteration_every
+    if every and batches % every:
+        logger.warning(
+            f"{args.actor.policy_loss_type} takes {every} rollout batches per step, and the run has {batches}: it "
+            f"ends within a step. Give a multiple of {every * args.rollout.batch_size} prompts"
         )
 
 
@@ -81,7 +95,7 @@ def _tokenizer(path: str, args: SimpleNamespace) -> Any:
         raise ValueError(f"{path} has no tokenizer that can be read: {_first_line(error)}") from error
 
 
-def _count_prompts(args: SimpleNamespace) -> int:
+def _usable_prompts(args: SimpleNamespace) -> list[Any]:
     data = args.data
     reader = SimpleNamespace(args=args, print=logger.info, is_rank_0=lambda: False)
     if not data.prompt_dataset:
@@ -100,7 +114,8 @@ def _count_prompts(args: SimpleNamespace) -> int:
         raise ValueError(
             f"--data.prompt_dataset {data.prompt_dataset} cannot be read: {_first_line(error)}"
         ) from error
-    return len(usable_rows(rows.select(range(min(data.max_samples, len(rows)))), tokenizer, args))
+    rows = rows.select(range(min(data.max_samples, len(rows))))
+    return list(rows.select(usable_rows(rows, tokenizer, args))[data.input_key])
 
 
 def usable_rows(dataset: Any, tokenizer: Any, args: SimpleNamespace) -> list[int]:

@@ -6,10 +6,8 @@ prompts is no run that anybody asked for. So both are refused, with the differen
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,9 +15,10 @@ from openrlhf.utils.logging_utils import init_logger
 
 from openrlhf_gpm import objectives
 from openrlhf_gpm.files import read_object, write
+from openrlhf_gpm.fingerprint import fingerprint
 from openrlhf_gpm.flags import flag_fields
 from openrlhf_gpm.lock import lock
-from openrlhf_gpm.trainer.policy.paths import local_inputs, output_folders, value
+from openrlhf_gpm.trainer.policy.paths import EMBEDDINGS, local_inputs, output_folders, value
 from openrlhf_gpm.trainer.policy.resume import check_resume
 
 logger = init_logger(__name__)
@@ -51,9 +50,13 @@ DEVICES = ("num_nodes", "num_gpus_per_node")
 """How flags begin, or end, that may change from start to start: memory, devices, logging, saving. All others define
 a run."""
 
-SAMPLE = 1 << 16
-
-INPUTS = ("data.prompt_dataset", "actor.model_name_or_path", "reward.model_name_or_path", "frozen.ref")
+INPUTS = (
+    "data.prompt_dataset",
+    "actor.model_name_or_path",
+    "reward.model_name_or_path",
+    "frozen.ref",
+    *EMBEDDINGS,
+)
 """Flags of what a run reads: known by content, so that a folder may move, or by name on the Hub."""
 
 WORK = {"ckpt.output_dir": ("config.json", ".new"), "ckpt.path": ("_actor", "*_hf"), "gpm.log_groups": ("step_*",)}
@@ -140,27 +143,3 @@ def differences(old: dict[str, dict[str, Any]], new: dict[str, dict[str, Any]]) 
             before, now = old["inputs"][flag], new["inputs"][flag]
             changed.append(f"{flag} {now} has changed" if before == now else f"{flag} was {before}, is {now}")
     return changed
-
-
-def fingerprint(path: Path) -> str:
-    """SHA-256 of a file, or of a folder's names, sizes and samples (of a model's folder: config and weights only).
-
-    A sample is the first, the middle and the last `SAMPLE` bytes of a file: enough to tell two trained models apart,
-    and quick for 16 GB.
-    """
-    digest = hashlib.sha256()
-    if path.is_file():
-        with path.open("rb") as content:
-            while block := content.read(1 << 20):
-                digest.update(block)
-        return digest.hexdigest()
-    model = [path / "config.json", *sorted(path.glob("*.safetensors")), *sorted(path.glob("*.bin"))]
-    files = model if model[0].exists() else sorted(file for file in path.rglob("*") if file.is_file())
-    for file in files:
-        size = file.stat().st_size
-        digest.update(f"{file.relative_to(path)} {size}\n".encode())
-        with file.open("rb") as content:
-            for start in (0, size // 2, max(0, size - SAMPLE)):
-                content.seek(start)
-                digest.update(content.read(SAMPLE))
-    return digest.hexdigest()

@@ -111,6 +111,19 @@ def test_a_bradley_terry_reward_with_another_tokenizer_is_refused(args, tmp_path
         check_prompts(run)
 
 
+def test_a_run_that_ends_within_a_step_of_two_batches_says_so(args, caplog):
+    """Batches of two prompts: six prompts are three, eight are four."""
+    egpo = ("--actor.policy_loss_type", "egpo")
+    with caplog.at_level("WARNING"):
+        check_prompts(args([GOOD] * 8, *egpo))
+        check_prompts(args([GOOD] * 6))
+    assert "rollout batches" not in caplog.text
+    with caplog.at_level("WARNING"):
+        check_prompts(args([GOOD] * 6, *egpo))
+    assert "egpo takes 2 rollout batches per step, and the run has 3: it ends within a step" in caplog.text
+    assert "Give a multiple of 4 prompts" in caplog.text
+
+
 def test_prompts_that_the_policy_reads_cut_are_counted(args, caplog):
     run = args([GOOD, {"prompt": "long " * 40}, *[GOOD] * 3], "--data.max_len", "60", "--rollout.max_new_tokens", "8")
     with caplog.at_level("WARNING"):

@@ -8,9 +8,10 @@ import sys
 
 import pytest
 
+from openrlhf_gpm.fingerprint import fingerprint
 from openrlhf_gpm.lock import lock
 from openrlhf_gpm.trainer.policy.resume import check_resume, last_checkpoint
-from openrlhf_gpm.trainer.policy.run_state import fingerprint, own_folders
+from openrlhf_gpm.trainer.policy.run_state import own_folders
 
 HOLD = """
 import sys
