@@ -21,20 +21,25 @@ BATCH, PROMPT, RESPONSE = 8, 4, 6
 
 
 def experiences() -> Experience:
-    """Eight responses of 1 to 6 tokens; the log-probs of pi_t and the targets are any numbers."""
+    """Eight responses of 1 to 6 tokens; the log-probs of pi_t and what was prepared are any numbers."""
     generator = torch.Generator().manual_seed(1)
     lengths = torch.tensor([6, 1, 4, 2, 5, 3, 6, 2])
     action_mask = torch.zeros(BATCH, PROMPT - 1 + RESPONSE, dtype=torch.long)
     for row, length in enumerate(lengths):
         action_mask[row, PROMPT - 1 : PROMPT - 1 + length] = 1
     target = torch.randn(BATCH, generator=generator)
+    others = torch.Generator().manual_seed(2)
     return Experience(
         sequences=torch.randint(4, 64, (BATCH, PROMPT + RESPONSE), generator=generator),
         attention_mask=torch.ones(BATCH, PROMPT + RESPONSE, dtype=torch.long),
         action_mask=action_mask,
         action_log_probs=-4 + 0.3 * torch.randn(action_mask.shape, generator=generator),
         total_length=PROMPT + lengths,
-        info={"given/target": target},
+        info={
+            "given/target": target,
+            "given/advantage": 0.2 * torch.randn(BATCH, generator=others),
+            "given/drift_ref": torch.randn(BATCH, generator=others),
+        },
     )
 
 

@@ -49,11 +49,15 @@ def test_two_ranks_update_as_one(update, world, zero_stage):
 
 
 PAIRS = ("--actor.policy_loss_type", "rebel")
+NASH_MD = ("--actor.policy_loss_type", "nash_md", "--nash_md.beta", "0.5")
 
 
-@pytest.mark.parametrize(("zero_stage", "ranks", "micro_batch_size"), [(2, 2, 2), (3, 2, 4), (2, 1, 8)])
-def test_pairs_update_the_same_on_any_ranks_and_micro_batches(update, world, zero_stage, ranks, micro_batch_size):
-    one, other = update(2, 1, 2, *PAIRS), update(zero_stage, ranks, micro_batch_size, *PAIRS)
+@pytest.mark.parametrize("loss", [PAIRS, NASH_MD], ids=["rebel", "nash_md"])
+@pytest.mark.parametrize(("zero_stage", "ranks", "micro_batch_size"), [(3, 2, 2), (2, 1, 8)])
+def test_other_losses_update_the_same_on_any_ranks_and_micro_batches(
+    update, world, loss, zero_stage, ranks, micro_batch_size
+):
+    one, other = update(2, 1, 2, *loss), update(zero_stage, ranks, micro_batch_size, *loss)
     moved = relative_difference(one["parameters"], start(world))
     assert moved > 1e-4
     assert relative_difference(other["parameters"], one["parameters"]) < 1e-2 * moved
