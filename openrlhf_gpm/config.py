@@ -3,9 +3,14 @@
 import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from datetime import date
 from typing import Any
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""Version of `GPMConfig` as a dict, of the tensors that belong to it, and of how texts are read."""
+
+TODAY = "2024-07-26"
+"""The day that chat templates are told when they ask for one: what Llama 3's say where there is no clock."""
 
 Message = dict[str, Any]
 """One turn of a conversation: "role", "content", and what else a chat template reads."""
@@ -20,6 +25,7 @@ CHOICES = {
     "bos": ("one", "tokenizer"),
     "eos": ("append", "replace"),
     "layout": ("gpm", "classifier"),
+    "reasoning": ("keep", "strip"),
 }
 
 
@@ -60,6 +66,13 @@ class GPMConfig:
     max_len: int | None = None
     """Longest sample in tokens; longer responses are cut (and still end with EOS)."""
 
+    reasoning: str | None = None
+    """What the model reads of a response's reasoning, <think> ... </think>: "keep": all of it, also where the chat
+    template leaves it out; "strip": nothing; None: what the template writes."""
+
+    today: str = TODAY
+    """The day, ISO 8601, that a chat template is told when it asks for one, so that a score depends on no clock."""
+
     generation_prompt: bool = True
     """The prompt, whose last token the gate reads, ends with the template's generation prompt (the authors': no)."""
 
@@ -74,14 +87,14 @@ class GPMConfig:
     """Tensors: "gpm" (`score.weight`, `gate.weight`), or "classifier" (`score.weight` ends with the gate's rows)."""
 
     format_version: int = FORMAT_VERSION
-    """Version of this dict and of the tensors that belong to it."""
+    """1: prompt and response were tokenised together. 2: the prompt alone, and control tokens in texts as text."""
 
     def __post_init__(self) -> None:
         if not _is_int(self.dim) or self.dim < 2 or self.dim % 2:
             hint = f"; try {self.dim + 1}" if _is_int(self.dim) and self.dim > 0 else ""
             raise ValueError(f"--gpm.dim must be an even number >= 2, got {self.dim!r}{hint}")
         for name, choices in CHOICES.items():
-            if getattr(self, name) not in choices:
+            if getattr(self, name) not in choices and (name != "reasoning" or self.reasoning is not None):
                 raise ValueError(f"--gpm.{name} must be one of {', '.join(choices)}; got {getattr(self, name)!r}")
         if isinstance(self.tau, bool) or not isinstance(self.tau, (int, float)) or not 0 < self.tau < float("inf"):
             raise ValueError(f"--gpm.tau must be a finite number > 0, got {self.tau!r}")
@@ -96,6 +109,10 @@ class GPMConfig:
         if self.max_len is not None and (not _is_int(self.max_len) or self.max_len < 3):
             raise ValueError(f"--data.max_len must be a number of tokens >= 3, got {self.max_len!r}")
         check_input_template(self.input_template)
+        try:
+            date.fromisoformat(self.today)
+        except (TypeError, ValueError):
+            raise ValueError(f"`gpm.today` in config.json must be a day such as {TODAY}, got {self.today!r}") from None
         if self.k == 1 and self.gate.startswith("softmax"):
             warnings.warn(
                 f"--gpm.gate {self.gate} is constant with --gpm.dim 2 (one plane): use gate none or a larger dim",
@@ -132,9 +149,9 @@ class GPMConfig:
         if not isinstance(values, Mapping):
             raise ValueError(f"`gpm` in config.json must be an object such as {{'dim': 8}}, got {values!r}")
         version = values.get("format_version", FORMAT_VERSION)
-        if version != FORMAT_VERSION:
+        if version not in range(1, FORMAT_VERSION + 1):
             raise ValueError(
-                f"`gpm` in config.json has format_version {version!r}, this openrlhf-gpm reads {FORMAT_VERSION}: "
+                f"`gpm` in config.json has format_version {version!r}, this openrlhf-gpm reads 1 to {FORMAT_VERSION}: "
                 "upgrade openrlhf-gpm or save the checkpoint again"
             )
         unknown = sorted(set(values) - {field.name for field in fields(cls)})

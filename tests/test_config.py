@@ -79,8 +79,8 @@ def test_one_plane_with_another_gate_is_no_reason_to_warn(gate):
 
 
 def test_a_format_of_the_future_asks_for_an_upgrade():
-    with pytest.raises(ValueError, match=r"format_version 2.*upgrade"):
-        GPMConfig.from_dict({"dim": 8, "format_version": 2})
+    with pytest.raises(ValueError, match=r"format_version 3.*upgrade"):
+        GPMConfig.from_dict({"dim": 8, "format_version": 3})
     with pytest.raises(ValueError, match=r"unknown keys depth, width.*upgrade"):
         GPMConfig.from_dict({"dim": 8, "width": 1, "depth": 2})
     with pytest.raises(ValueError, match="must be an object"):

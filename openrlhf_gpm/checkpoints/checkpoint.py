@@ -19,7 +19,7 @@ from openrlhf_gpm.config import GPMConfig
 from openrlhf_gpm.files import complete_directory, one_line, read_object
 from openrlhf_gpm.models.attention.choose import FORESTS
 from openrlhf_gpm.models.gpm import gpm_class
-from openrlhf_gpm.models.trunks import forest_obstacle, sliding_window
+from openrlhf_gpm.models.trunks import forest_obstacle, max_positions, sliding_window
 from openrlhf_gpm.samples.formatting import Formatter
 
 
@@ -59,9 +59,18 @@ class Checkpoint:
             text = f"{self.path} holds no tokenizer that transformers can read: copy the base model's"
             raise ValueError(text) from error
 
-    def formatter(self) -> Formatter:
-        """The formatter that the GPM was trained with."""
-        return Formatter.from_config(self.tokenizer(), self.gpm)
+    @property
+    def positions(self) -> int | None:
+        """Tokens that the trunk can read; None: any number."""
+        return max_positions(self.hf)
+
+    def formatter(self, tokenizer: Any = None, gpm: GPMConfig | None = None) -> Formatter:
+        """The formatter that the GPM was trained with.
+
+        tokenizer, gpm: default: its own. Raises ValueError if the tokenizer does not fit.
+        """
+        rows = self.hf.get_text_config().vocab_size
+        return Formatter.from_config(tokenizer or self.tokenizer(), gpm or self.gpm, self.positions, rows)
 
     def forest_obstacle(self, attn_implementation: str, max_len: int | None) -> str | None:
         """Why OpenRLHF cannot encode a group as a forest (`samples/forest.py`) with this trunk; None if it can.
@@ -95,6 +104,9 @@ def open_checkpoint(path: Checkpoint | str | os.PathLike[str]) -> Checkpoint:
     except Exception as error:  # a wrong value raises whatever the model's own checks raise, ZeroDivisionError too
         text = f"{directory / 'config.json'}: transformers cannot read it: {one_line(error)}"
         raise ValueError(text) from error
+    text = hf.get_text_config()
+    if text.pad_token_id is not None and text.pad_token_id >= text.vocab_size:
+        text.pad_token_id = None  # added for training and never trained: any id pads, and torch would refuse this one
     return Checkpoint(path, hf, base)
 
 
@@ -234,5 +246,6 @@ def _merge_adapter(model: PreTrainedModel, path: Path) -> PreTrainedModel:
 
 def _fill_pad_token(config: PretrainedConfig, tokenizer: Any) -> None:
     """Set pad_token_id: plain `*ForSequenceClassification` classes need it to find a sample's last token."""
-    if config.get_text_config().pad_token_id is None and tokenizer.pad_token_id is not None:
-        config.get_text_config().pad_token_id = tokenizer.pad_token_id
+    text, pad = config.get_text_config(), tokenizer.pad_token_id
+    if text.pad_token_id is None and pad is not None and pad < text.vocab_size:
+        text.pad_token_id = pad

@@ -121,6 +121,9 @@ def _read(source: str, name: str, args: argparse.Namespace, formatters: dict[str
     data = read_dataset(source, keys, args.group == "auto", args.bad_rows, args.max_rows, formatters, name)
     if data.skipped:
         print(f"{source}: {data.skipped}", file=sys.stderr)
+    for model, tally in data.tallies.items():
+        for text in tally.lines():
+            print(f"warning: {source}, model {model}: {text}", file=sys.stderr)
     return data
 
 

@@ -36,6 +36,8 @@ output, one line per group in the order of the input:
   ranking       [K]      indices, best first, by mean score; ties by index
   von_neumann   [K]      the mixture of the responses that no response beats
   cyclic_share  float    0: a Bradley-Terry reward could say the same; 1: pure cycle
+  warnings      [text]   only where the model does not read the group as it is given: different responses that become
+                         the same tokens, cut responses, control tokens in texts, which are read as text
 
 The output file appears when it is complete. Until then finished groups are in OUTPUT.partial; the same command, with
 the same input, model, dtype and backend, continues from there (OUTPUT.partial.json remembers which).
@@ -136,22 +138,35 @@ def check_paths(source: Path, output: Path) -> None:
 
 
 def check_groups(source: Path, checkpoint: "Checkpoint") -> int:
-    """Encode everything before the model is loaded. Returns the number of groups; raises ValueError with file:line."""
+    """Encode everything before the model is loaded, and print what it does not read as it is given.
+
+    Returns the number of groups; raises ValueError with file:line.
+    """
     from openrlhf_gpm.data import read_groups
-    from openrlhf_gpm.scoring.scorer import sample_texts
+    from openrlhf_gpm.samples.formatting import ResponseError
+    from openrlhf_gpm.samples.tally import Tally
+    from openrlhf_gpm.scoring.scorer import sample_kind, sample_texts
 
     total = 0
     formatter = checkpoint.formatter()
-    what = "pair" if checkpoint.gpm.head == "pairwise" else "responses"
+    kind = sample_kind(checkpoint.gpm)
+    tally = Tally(formatter, kind)
     for line, group in read_groups(source):
+        try:
+            texts = sample_texts(checkpoint.gpm, group.responses)
+            samples = formatter.encode_group(group.prompt, texts)
+        except ResponseError as error:
+            what = "pair" if kind == "pair" else "responses"
+            raise ValueError(f"{source}:{line}: {what}[{error.index}]: {error}") from error
+        except ValueError as error:
+            raise ValueError(f"{source}:{line}: {error}") from error
+        name = repr(str(total) if group.id is None else group.id)
+        tally.add(f"{source}:{line}: group {name}", group.prompt, texts, samples)
         total += 1
-        for i, text in enumerate(sample_texts(checkpoint.gpm, group.responses)):
-            try:
-                formatter.encode(group.prompt, text)
-            except ValueError as error:
-                raise ValueError(f"{source}:{line}: {what}[{i}]: {error}") from error
     if total == 0:
         raise ValueError(f"{source} holds no groups: give one JSON object with prompt and responses per line")
+    for text in tally.lines():
+        print(f"warning: {text}", file=sys.stderr)
     return total
 
 

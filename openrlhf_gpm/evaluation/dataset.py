@@ -6,7 +6,7 @@ each response is encoded once. Every row keeps its comparisons, its subset and i
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,8 @@ from openrlhf_gpm.evaluation.cycles import Outcomes
 from openrlhf_gpm.evaluation.metrics import Comparisons, sigmoid
 from openrlhf_gpm.evaluation.rewardbench import SUBSETS_V2, Item
 from openrlhf_gpm.samples.formatting import Formatter
+from openrlhf_gpm.samples.tally import Tally
+from openrlhf_gpm.scoring.readable import check_comparisons
 
 SPLITS = {"allenai/reward-bench": "filtered", "allenai/reward-bench-2": "test"}
 """The split to read of a dataset given by name."""
@@ -62,6 +64,9 @@ class Dataset:
     skipped: str | None = None
     """Which rows were left out, and why; None for none."""
 
+    tallies: Mapping[str, Tally] = field(default_factory=dict)
+    """For each model, by name, what it does not read as it was given."""
+
     def row_scores(self, scores: Scores, row: int) -> NDArray[Any]:
         """The scores between the responses of a row, taken from its group's: (K, K)."""
         group, index = self.places[row]
@@ -86,19 +91,22 @@ def read_dataset(
     Raises ValueError for a bad row, for data without a usable row, and as `read_rows` does.
     """
 
+    report = BadRows()
+    tallies = {name: Tally(formatter) for name, formatter in (formatters or {}).items()}
+
     def usable(row: Any) -> PreferenceGroup:
         group = to_group(row, keys)
-        _check_lengths(group, formatters or {})
+        _check_readable(group, tallies, f"row {report.rows}" if group.id is None else f"group {group.id!r}")
         return group
 
     split = SPLITS.get(source) if not Path(source).exists() else None
-    report = BadRows()
     reader = read_with(f"{source}:{split}" if split else source, usable, bad_rows, report)
     rows = [group for _, group in islice(reader, max_rows)]
     if not rows:
         raise ValueError(f"--data {source} holds nothing to evaluate: {report.summary()}")
     groups, places = merged(rows) if merge else (rows, [(i, [*range(len(r.responses))]) for i, r in enumerate(rows)])
-    return Dataset(name or source, source, rows, groups, places, report.summary() if report.count else None)
+    skipped = report.summary() if report.count else None
+    return Dataset(name or source, source, rows, groups, places, skipped, tallies)
 
 
 def to_group(row: Any, keys: PairKeys | None = None) -> PreferenceGroup:
@@ -198,13 +206,19 @@ def rewardbench2_items(
     return items, others
 
 
-def _check_lengths(group: PreferenceGroup, formatters: Mapping[str, Formatter]) -> None:
-    for name, formatter in formatters.items():
-        for response in group.responses:
-            try:
-                formatter.encode(group.prompt, response)
-            except ValueError as error:
-                raise BadRow("not encodable", f"model {name}: {error}") from error
+def _check_readable(group: PreferenceGroup, tallies: Mapping[str, Tally], where: str) -> None:
+    """Raise BadRow unless every model can encode the row, and tell apart the responses that it compares."""
+    read = {}
+    for name, tally in tallies.items():
+        try:
+            read[name] = tally.formatter.encode_group(group.prompt, group.responses)
+            check_comparisons(read[name], group.comparisons)
+        except BadRow as error:
+            raise BadRow(error.kind, f"model {name}: {error}") from error
+        except ValueError as error:
+            raise BadRow("not encodable", f"model {name}: {error}") from error
+    for name, samples in read.items():
+        tallies[name].add(where, group.prompt, group.responses, samples)
 
 
 def _decided(comparison: Comparison) -> tuple[int, int]:

@@ -119,7 +119,9 @@ def run(
         folder.mkdir(parents=True, exist_ok=True)
         all_scores[name] = [score(name, data, folder) for data in datasets]
         described = {"model": name, "data": [_describe(data) for data in datasets]}
-        beside = {"baseline": {"longer_wins": _accuracies(baseline)}, "settings": vars(settings)}
+        read = [{"name": data.name, **data.tallies[name].to_dict()} for data in datasets if name in data.tallies]
+        beside: dict[str, Any] = {"read": read} if read else {}
+        beside |= {"baseline": {"longer_wins": _accuracies(baseline)}, "settings": vars(settings)}
         results[name] = {**described, **evaluate(datasets, all_scores[name], settings), **beside}
         _write_json(folder / "metrics.json", results[name])
         if settings.plots and len(models) > 1:

@@ -119,6 +119,20 @@ def sliding_window(config: Any) -> int | None:
     return options["sliding_window"] if "sliding_attention" in layer_types else None
 
 
+def max_positions(config: PretrainedConfig) -> int | None:
+    """The longest sample that a trunk can read, in tokens; None where its config names no limit.
+
+    Rotary embeddings that are stretched (`factor`) read more than max_position_embeddings, unless this counts it.
+    """
+    text = config.get_text_config(decoder=True)
+    longest = getattr(text, "max_position_embeddings", None)
+    rope = getattr(text, "rope_parameters", None) or getattr(text, "rope_scaling", None) or {}
+    kind = rope.get("rope_type", rope.get("type"))
+    if longest is None or kind not in ("linear", "dynamic", "yarn"):
+        return longest
+    return int(rope.get("original_max_position_embeddings", longest) * rope["factor"])
+
+
 def _rope_types(config: Any) -> Iterator[str]:
     """Yields the kinds of rotary embedding in a config: one for the model, or one per type of layer."""
     for name in ("rope_parameters", "rope_scaling"):

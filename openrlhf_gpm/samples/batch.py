@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from openrlhf_gpm.config import Prompt
+from openrlhf_gpm.samples.encoded import first_of_equals
 from openrlhf_gpm.samples.forest import collate_forest, forest_batches, forest_pays, gate_sample
 from openrlhf_gpm.samples.formatting import Encoded, Formatter
 
@@ -113,15 +114,29 @@ def collate(encoded: Sequence[Encoded], pad_token_id: int, side: str = "left") -
 
 def encode_all(formatter: Formatter, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[Encoded]:
     """N (prompt, response) pairs as token ids. Raises ValueError for a pair that the formatter rejects."""
-    if isinstance(prompts, str) or isinstance(responses, str):
-        raise ValueError("prompts and responses must be lists, got one text: put it into a list")
-    if len(prompts) != len(responses):
-        raise ValueError(f"{len(prompts)} prompts but {len(responses)} responses: give one prompt per response")
-    return [formatter.encode(prompt, response) for prompt, response in zip(prompts, responses, strict=True)]
+    return [sample for group in encode_groups(formatter, prompts, responses) for sample in group]
 
 
 def encode_groups(formatter: Formatter, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[list[Encoded]]:
     """`encode_all`, neighbours with the same prompt put into one group."""
-    samples = encode_all(formatter, prompts, responses)
-    runs = groupby(zip(prompts, samples, strict=True), key=itemgetter(0))
-    return [[sample for _, sample in run] for _, run in runs]
+    if isinstance(prompts, str) or isinstance(responses, str):
+        raise ValueError("prompts and responses must be lists, got one text: put it into a list")
+    if len(prompts) != len(responses):
+        raise ValueError(f"{len(prompts)} prompts but {len(responses)} responses: give one prompt per response")
+    runs = groupby(zip(prompts, responses, strict=True), key=itemgetter(0))
+    return [formatter.encode_group(prompt, [response for _, response in run]) for prompt, run in runs]
+
+
+def unique_groups(groups: Groups) -> tuple[list[list[Encoded]], Tensor]:
+    """The groups with each sample's tokens once, and for each of the N samples its row among what is left, (N,).
+
+    So equal samples of a group get the same embedding, to the last bit, and tie.
+    """
+    unique, rows, start = [], [], 0
+    for group in groups:
+        first = first_of_equals(group)
+        kept = {i: start + n for n, i in enumerate(dict.fromkeys(first))}
+        unique.append([group[i] for i in kept])
+        rows += [kept[i] for i in first]
+        start += len(kept)
+    return unique, torch.tensor(rows, dtype=torch.long)

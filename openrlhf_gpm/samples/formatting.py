@@ -1,46 +1,54 @@
-"""From (prompt, response) to token ids: training, evaluation, scoring, serving and RL share this formatter.
+"""From prompts and responses to token ids: training, evaluation, scoring, serving and RL share this formatter.
 
-A sample is one BOS (if the tokenizer has one), the prompt, the response and one EOS. The prompt is everything before
-the last assistant turn, with the generation prompt. A checkpoint that was trained with other conventions records them.
+A sample is the prompt, the response, what the template writes after a response, and one EOS. The prompt is everything
+before the last assistant turn, with the generation prompt, rendered and tokenised alone, behind one BOS (if the
+tokenizer has one). So it is the same in every sample of a group, and so is the gate, which reads its last token.
+What data says is text: it becomes neither a control token nor a turn (`control.py`).
+
+Checkpoints of format 1 are read by `format1.py`, the way they were trained.
 """
 
-from dataclasses import dataclass
-from itertools import takewhile
+import logging
+from collections.abc import Sequence
 from typing import Any
 
-from openrlhf_gpm.config import CHOICES, GPMConfig, Prompt, check_input_template
+from openrlhf_gpm.config import (
+    CHOICES,
+    FORMAT_VERSION,
+    TODAY,
+    GPMConfig,
+    Message,
+    Prompt,
+    check_input_template,
+)
+from openrlhf_gpm.samples.checks import check_prompt, check_sample, check_text, check_vocabulary, no_room, pad_token_id
+from openrlhf_gpm.samples.control import END_THINK, HIDING, THINK, ControlTokens, Hidden, hidden, texts_of
+from openrlhf_gpm.samples.encoded import Encoded as Encoded
+from openrlhf_gpm.samples.encoded import ResponseError as ResponseError
+from openrlhf_gpm.samples.encoded import pair_text as pair_text
+from openrlhf_gpm.samples.format1 import Format1
+from openrlhf_gpm.samples.template import WORD, Template
 
-FIRST, SECOND = "[RESPONSE A]", "[RESPONSE B]"
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """Token ids of one sample; the first prompt_len of them are the prompt (1 <= prompt_len <= length)."""
-
-    input_ids: list[int]
-    prompt_len: int
-    truncated: bool = False
-    """Whether the response was cut to fit `max_len`."""
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.prompt_len <= len(self.input_ids):
-            raise ValueError(f"prompt_len {self.prompt_len} is outside 1..{len(self.input_ids)}, the sample")
+logger = logging.getLogger(__name__)
 
 
 class Formatter:
-    """Renders and tokenises a prompt with one of its responses.
+    """Renders and tokenises a prompt with its responses.
 
     Args:
         tokenizer: a HF tokenizer with an EOS token.
         chat_template: render with the tokenizer's chat template; otherwise join prompt and response as plain text.
         input_template: without a chat template, how to write the prompt, with {} in its place.
-        max_len: cut samples to this many tokens; the EOS stays.
-        generation_prompt: the prompt ends with the template's generation prompt.
-        bos: "one": exactly one in front; "tokenizer": whatever the template writes and the tokenizer adds to it.
-        eos: "append": exactly one after the text; "replace": the text's last token becomes the EOS.
+        max_len: cut responses so that samples have at most this many tokens; what follows a response stays.
+        reasoning: see `GPMConfig.reasoning`.
+        today: the day that a template is told when it asks for one, ISO 8601.
+        generation_prompt, bos, eos, format_version: other conventions, see `format1.py`.
+        positions: tokens that the model can read; None: any number.
+        rows: of the model's embedding; None: as many as the tokenizer has tokens.
 
     Raises:
-        ValueError: the tokenizer lacks an EOS or a chat template that is needed, or both kinds of template are given.
+        ValueError: the tokenizer lacks an EOS or a chat template that is needed, both kinds of template are given, the
+            template does not write the response, or the tokenizer has tokens without a row of the embedding.
     """
 
     def __init__(
@@ -50,16 +58,21 @@ class Formatter:
         chat_template: bool,
         input_template: str | None = None,
         max_len: int | None = None,
+        reasoning: str | None = None,
+        today: str = TODAY,
         generation_prompt: bool = True,
         bos: str = "one",
         eos: str = "append",
+        format_version: int = FORMAT_VERSION,
+        positions: int | None = None,
+        rows: int | None = None,
     ) -> None:
         if tokenizer.eos_token_id is None:
             raise ValueError("the tokenizer has no EOS token: set eos_token in tokenizer_config.json")
         if chat_template and not getattr(tokenizer, "chat_template", None):
             raise ValueError(
                 "the tokenizer has no chat template: give one with --data.tokenizer_chat_template, or train without "
-                "--data.apply_chat_template"
+                "--data.apply_chat_template; to a trained model, copy chat_template.jinja from where it was trained"
             )
         if chat_template and input_template is not None:
             raise ValueError("--data.input_template is for plain text: leave it out with --data.apply_chat_template")
@@ -71,105 +84,182 @@ class Formatter:
         self.chat_template = chat_template
         self.input_template = input_template
         self.max_len = max_len
+        self.reasoning = reasoning
         self.generation_prompt = generation_prompt
         self.bos = bos
         self.eos = eos
+        self.positions = positions
+        old = format_version == 1 or not generation_prompt or (bos, eos) != ("one", "append")
+        self.template = Template(tokenizer, today, check=not old) if chat_template else None
+        self.former = Format1(tokenizer, self.template, input_template, generation_prompt, bos, eos) if old else None
+        written = self.template.written if self.template else input_template or ""
+        self.control = ControlTokens(tokenizer, written)
+        self.pad_token_id = pad_token_id(tokenizer, rows)
+        self.rows = rows if rows is not None and rows < len(tokenizer) else None
+        check_vocabulary(self.control, written, rows)
 
     @classmethod
-    def from_config(cls, tokenizer: Any, config: GPMConfig) -> "Formatter":
-        """The formatter that a checkpoint was trained with."""
+    def from_config(
+        cls, tokenizer: Any, config: GPMConfig, positions: int | None = None, rows: int | None = None
+    ) -> "Formatter":
+        """The formatter that a checkpoint was trained with; positions and rows are the model's."""
+        if config.format_version == 1:
+            logger.warning(
+                "this model is of format 1 (an earlier openrlhf-gpm) and read as it was trained: control tokens in "
+                "texts are control tokens, and the gate is read where responses begin to differ; train it again for "
+                "format 2"
+            )
         return cls(
             tokenizer,
             chat_template=config.chat_template,
             input_template=config.input_template,
             max_len=config.max_len,
+            reasoning=config.reasoning,
+            today=config.today,
             generation_prompt=config.generation_prompt,
             bos=config.bos,
             eos=config.eos,
+            format_version=config.format_version,
+            positions=positions,
+            rows=rows,
         )
 
-    @property
-    def pad_token_id(self) -> int:
-        """The padding token, or the EOS if there is none: any id does, because the attention mask covers it."""
-        pad = self.tokenizer.pad_token_id
-        return int(self.tokenizer.eos_token_id if pad is None else pad)
-
     def encode(self, prompt: Prompt, response: str) -> Encoded:
-        """Token ids of prompt + response.
+        """`encode_group` of one response."""
+        return self.encode_group(prompt, [response])[0]
+
+    def encode_group(self, prompt: Prompt, responses: Sequence[str]) -> list[Encoded]:
+        """Token ids of a prompt with each of its responses.
 
         prompt: a text, or messages [{"role", "content"}, ...] up to the response (chat template only).
-        response: the text of the last assistant turn, possibly empty; an EOS written at its end is not repeated.
-        Raises ValueError if max_len leaves no room for the response.
+        responses: texts of the last assistant turn, possibly empty; one EOS written at the end of a text is its end.
+        Raises ValueError for a prompt that cannot be read, ResponseError for a response.
         """
-        prompt_text, text = self.render(prompt, response)
-        prompt_ids = self._tokenize(prompt_text)
-        ids = self._tokenize(text)
-        # `body` is all but the last token, which is the EOS in any case.
-        body = ids[:-1] if self.eos == "replace" else self._without_eos(ids)
-        # Counted in tokens: the text's border may lie inside a token, which then belongs to the response.
-        prompt_len = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(prompt_ids, ids, strict=False)))
-        truncated = self.max_len is not None and len(body) >= self.max_len
-        if self.max_len is not None and truncated:
-            if prompt_len >= self.max_len - 1:
-                raise ValueError(
-                    f"the prompt has {prompt_len} tokens, which leaves no room for the response within max_len "
-                    f"{self.max_len}: shorten the prompt or raise --data.max_len"
-                )
-            body = body[: self.max_len - 1]
-            if self.eos == "append":
-                body = self._without_eos(body)
-        # Without a BOS, an empty prompt leaves the gate nothing but the first token.
-        return Encoded([*body, self.tokenizer.eos_token_id], max(1, min(prompt_len, len(body))), truncated)
+        check_prompt(prompt)
+        for i, response in enumerate(responses):
+            check_text(response, f"responses[{i}]: a response")
+        if self.former:
+            samples = self.former.encode_group(prompt, responses, self.max_len)
+        else:
+            samples = self._encode(prompt, responses)
+        for i, sample in enumerate(samples):
+            check_sample(sample, i, self.positions, self.rows)
+        return samples
+
+    def cut_at_positions(self) -> "Formatter":
+        """This formatter, which now cuts a response beyond the model's positions: what a policy writes ends no run."""
+        if self.positions is not None:
+            self.max_len = min(self.max_len or self.positions, self.positions)
+        return self
+
+    def holds_control_text(self, prompt: Prompt) -> bool:
+        """Whether the texts of a prompt spell control tokens, which are read as text."""
+        return any(self.control.spelled(text) for text in texts_of(prompt))
 
     def render(self, prompt: Prompt, response: str) -> tuple[str, str]:
-        """The prompt's text (with the generation prompt, if that is on), and the text of prompt and response."""
-        if not isinstance(response, str):
-            raise ValueError(f"a response must be a text, got {response!r:.80}")
-        if not isinstance(prompt, (str, list)):
-            raise ValueError(f"a prompt must be a text or a list of messages, got {prompt!r:.80}")
-        eos_text = self.tokenizer.eos_token
-        while response.endswith(eos_text):
-            response = response.removesuffix(eos_text)
-        if not self.chat_template:
+        """The prompt's text, with the generation prompt, and the text of the whole sample."""
+        if self.former:
+            return self.former.texts(prompt, response)
+        head, (body,), closing = self._render(prompt, [self._own_text(response)])
+        return head, head + body + closing
+
+    def _encode(self, prompt: Prompt, responses: Sequence[str]) -> list[Encoded]:
+        texts = [self._own_text(response) for response in responses]
+        hide = self._hide([*texts_of(prompt), *texts], prompt)
+        head, bodies, closing = self._render(hide.hide(prompt), [hide.hide(text) for text in texts])
+        prompt_ids = self._with_bos(self.control.token_ids([head], hide)[0])
+        end = [*self._closing_ids(closing), self.tokenizer.eos_token_id]
+        rows = self.control.continue_ids(head, bodies, hide)
+        return [
+            self._sample(i, prompt_ids, body, end, bool(self.control.spelled(text)))
+            for i, (body, text) in enumerate(zip(rows, texts, strict=True))
+        ]
+
+    def _sample(self, index: int, prompt: list[int], body: list[int], end: list[int], escaped: bool) -> Encoded:
+        room = len(body) if self.max_len is None else self.max_len - len(prompt) - len(end)
+        if room < min(1, len(body)):
+            raise ResponseError(index, no_room(len(prompt), self.max_len or 0))
+        return Encoded([*prompt, *body[:room], *end], len(prompt), len(body) > room, escaped)
+
+    def _own_text(self, response: str) -> str:
+        """The response without the EOS that ends it, and without its reasoning where that is stripped."""
+        text = response.removesuffix(self.tokenizer.eos_token)
+        return strip_reasoning(text) if self.reasoning == "strip" else text
+
+    def _hide(self, texts: Sequence[str], prompt: Prompt) -> Hidden:
+        """The control tokens that the texts spell; those that two of a prompt's texts spell together, too."""
+        hide = self.control.hidden(texts)
+        edges = self.control.edges(texts_of(prompt))
+        if not edges:
+            return hide
+        apart = self.control.hidden(texts, edges)
+        heads = [self._head(each.hide(prompt)) for each in (hide, apart)]
+        return hide if len({tuple(self.control.spelled(head)) for head in heads}) == 1 else apart
+
+    def _head(self, prompt: Prompt) -> str:
+        """The prompt's text, with the generation prompt."""
+        if self.template is None:
             if not isinstance(prompt, str):
                 raise ValueError("messages need a chat template: give the prompt as a text, or train with a template")
-            prompt_text = self.input_template.format(prompt) if self.input_template else prompt
-            return prompt_text, prompt_text + response
+            return self.input_template.format(prompt) if self.input_template else prompt
+        (head,) = self.template.render([_messages(prompt)], generation_prompt=True)
+        return head
 
-        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
-        answered = [*messages, {"role": "assistant", "content": response}]
-        try:
-            prompt_text = self.tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=self.generation_prompt
-            )
-            text = self.tokenizer.apply_chat_template(answered, tokenize=False)
-        except Exception as error:  # jinja's errors and what templates raise themselves: roles, order, system turns
-            raise ValueError(f"the chat template rejects these messages: {error}") from error
-        if self.eos == "append" and text.rstrip().endswith(eos_text):  # ChatML ends a turn with "<|im_end|>\n"
-            text = text.rstrip()
-        return prompt_text, text
+    def _render(self, prompt: Prompt, responses: Sequence[str]) -> tuple[str, list[str], str]:
+        """See `render`; texts are as in `_own_text`, or hidden."""
+        head = self._head(prompt)
+        if self.template is None:
+            return head, list(responses), ""
+        messages = _messages(prompt)
+        missing = self.template.left_out(messages)
+        if missing:
+            raise ValueError(f"the chat template leaves out the {missing[0]} message: leave it out of the prompt")
+        closing = self.template.closing(messages)
+        keep = self.reasoning == "keep"
+        tags = hidden((THINK, END_THINK) if keep else (), [*texts_of(messages), *responses], HIDING[::-1])
+        wholes = self.template.render([[*messages, _answer(tags.hide(text))] for text in responses])
+        before = head
+        if keep or not all(whole.startswith(head) for whole in wholes):
+            (text,) = self.template.render([[*messages, _answer(WORD)]])
+            before = text[: text.rindex(WORD)]
+        bodies = []
+        for whole, response in zip(wholes, responses, strict=True):
+            start = head if whole.startswith(head) and not keep else before
+            inner = whole[len(start) : len(whole) - len(closing)]
+            bodies.append(tags.show(inner) if whole == start + inner + closing else response)
+        return head, bodies, closing
 
-    def _tokenize(self, text: str) -> list[int]:
-        if self.bos == "tokenizer":
-            return list(self.tokenizer(text)["input_ids"])
-        ids = list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+    def _closing_ids(self, closing: str) -> list[int]:
+        """Token ids of what the template writes after a response, without EOS at its end."""
+        eos = self.tokenizer.eos_token
+        if closing.rstrip().endswith(eos):  # ChatML ends a turn with "<|im_end|>\n"
+            closing = closing.rstrip()
+            while closing.endswith(eos):
+                closing = closing.removesuffix(eos)
+        return self.control.continue_ids("a", [closing], hidden((), (), HIDING))[0]
+
+    def _with_bos(self, ids: list[int]) -> list[int]:
+        """The ids with exactly one BOS in front: templates often write one already.
+
+        Without a BOS, an empty prompt is an EOS: the gate has to read a token that no response changes.
+        """
         bos = self.tokenizer.bos_token_id
         if bos is None:
-            return ids
-        # Exactly one BOS in front: templates often write one already.
-        return [bos, *ids[sum(1 for _ in takewhile(lambda i: i == bos, ids)) :]]
-
-    def _without_eos(self, ids: list[int]) -> list[int]:
-        """The ids without EOS at the end. The first token stays: some tokenizers use the EOS as BOS too."""
-        kept = len(ids)
-        while kept > 1 and ids[kept - 1] == self.tokenizer.eos_token_id:
-            kept -= 1
-        return ids[:kept]
+            return ids or [self.tokenizer.eos_token_id]
+        first = next((i for i, token_id in enumerate(ids) if token_id != bos), len(ids))
+        return [bos, *ids[first:]]
 
 
-def pair_text(first: str, second: str) -> str:
-    """The text that head "pairwise" reads as the response: both responses, each under its mark.
+def strip_reasoning(text: str) -> str:
+    """The text without what is up to its last </think>, and without reasoning that is not finished."""
+    _, closed, answer = text.rpartition(END_THINK)
+    answer = answer.partition(THINK)[0]
+    return answer.lstrip() if closed else answer
 
-    Its reward r(x, first, second) says how well the first does against the second. The order matters.
-    """
-    return f"{FIRST}\n{first}\n{SECOND}\n{second}"
+
+def _messages(prompt: Prompt) -> list[Message]:
+    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+
+
+def _answer(text: str) -> Message:
+    return {"role": "assistant", "content": text}

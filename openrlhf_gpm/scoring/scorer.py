@@ -14,8 +14,10 @@ from torch import Tensor
 from openrlhf_gpm.checkpoints.checkpoint import Checkpoint, load_gpm, open_checkpoint
 from openrlhf_gpm.config import GPMConfig, Prompt
 from openrlhf_gpm.data import Group, PreferenceGroup
-from openrlhf_gpm.samples.batch import encode_all
+from openrlhf_gpm.samples.batch import encode_all, unique_groups
+from openrlhf_gpm.samples.checks import check_text
 from openrlhf_gpm.samples.formatting import Encoded, Formatter, pair_text
+from openrlhf_gpm.samples.tally import warnings_of
 from openrlhf_gpm.scoring.backend import Backend, pick_device
 from openrlhf_gpm.scoring.options import BATCH_TOKENS, check_options
 from openrlhf_gpm.scoring.results import group_result, is_finite, pairwise_result
@@ -96,15 +98,15 @@ class GPM:
         Returns:
             id, embeddings [K][2k] (None for head "pairwise"), gate [k] or None, scores [K][K] (log-odds, i over j),
             probs [K][K], mean_scores [K] and win_rates [K] (over the other K - 1; 0 and 1/2 for K = 1), ranking [best
-            first, by mean score], von_neumann [K] (the policy over the group that none beats) and cyclic_share in
-            [0, 1].
+            first, by mean score], von_neumann [K] (the policy over the group that none beats), cyclic_share in
+            [0, 1], and warnings, a list of texts, where the model does not read the group as it was given.
 
         Raises:
             ValueError: no list of responses or an empty one; a response that the formatter rejects; embeddings that
                 are not finite.
         """
-        if isinstance(responses, str):
-            raise ValueError("responses must be a list of texts, got one text: put it into a list")
+        if isinstance(responses, (str, bytes)) or not isinstance(responses, Sequence):
+            raise ValueError(f"responses must be a list of texts, got {responses!r:.80}: put it into a list")
         return next(self.score_groups([Group(prompt, list(responses), id)]))
 
     def scores(self, prompt: Prompt, responses: Sequence[str]) -> Tensor:
@@ -124,14 +126,16 @@ class GPM:
         """
         if finite not in FINITE:
             raise ValueError(f"finite must be one of {', '.join(FINITE)}; got {finite!r}")
-        for group, v, gate in self.embed_groups(groups, first_index):
+        for group, encoded, v, gate in self._embedded(groups, first_index):
             result = self._result(v, gate, len(group.responses))
             if finite == "refuse" and not is_finite(result):
                 raise ValueError(
                     f"group {group.id!r}: the model's embeddings are not finite: try --dtype fp32, or check the "
                     "checkpoint's training"
                 )
-            yield {"id": group.id, **result}
+            texts = sample_texts(self.config, group.responses)
+            said = warnings_of(self.formatter, group.prompt, texts, encoded, sample_kind(self.config))
+            yield {"id": group.id, **result} | ({"warnings": said} if said else {})
 
     def embed_groups(
         self, groups: Iterable[Group | PreferenceGroup], first_index: int = 0
@@ -140,12 +144,20 @@ class GPM:
 
         The arguments are those of `score_groups`. Embeddings may not be finite.
         """
+        for group, _, v, gate in self._embedded(groups, first_index):
+            yield group, v, gate
+
+    def _embedded(
+        self, groups: Iterable[Group | PreferenceGroup], first_index: int
+    ) -> Iterator[tuple[Group | PreferenceGroup, list[Encoded], Tensor, Tensor]]:
+        """(group, its samples, embeddings, gate). Equal samples of a group are encoded once, so they tie exactly."""
         for window in self._windows(groups, first_index):
             samples = [encoded for _, encoded in window]
-            v, gate = self.backend.embed_groups(samples)
-            parts = v.split([len(encoded) for encoded in samples])
-            for (group, _), v_group, gate_group in zip(window, parts, gate, strict=True):
-                yield group, v_group, gate_group
+            unique, rows = unique_groups(samples)
+            v, gate = self.backend.embed_groups(unique)
+            parts = v[rows].split([len(encoded) for encoded in samples])
+            for (group, encoded), v_group, gate_group in zip(window, parts, gate, strict=True):
+                yield group, encoded, v_group, gate_group
 
     def _windows(self, groups: Iterable[Group | PreferenceGroup], first_index: int) -> Iterator[Window]:
         window: Window = []
@@ -155,8 +167,7 @@ class GPM:
             if not group.responses:
                 raise ValueError(f"group {named.id!r} has no responses: give at least one")
             try:
-                texts = sample_texts(self.config, group.responses)
-                samples = [self.formatter.encode(group.prompt, text) for text in texts]
+                samples = self.formatter.encode_group(group.prompt, sample_texts(self.config, group.responses))
             except ValueError as error:
                 raise ValueError(f"group {named.id!r}: {error}") from error
             window.append((named, samples))
@@ -173,8 +184,15 @@ class GPM:
         return group_result(v, gate if self.config.gated else None, self.config.tau)
 
 
+def sample_kind(config: GPMConfig) -> str:
+    """What a sample is, for messages: "response" or "pair"."""
+    return "pair" if config.head == "pairwise" else "response"
+
+
 def sample_texts(config: GPMConfig, responses: Sequence[str]) -> list[str]:
     """What is encoded after the prompt: each response, or for head "pairwise" each ordered pair, in row order."""
+    for i, response in enumerate(responses):
+        check_text(response, f"responses[{i}]: a response")
     if config.head != "pairwise":
         return list(responses)
     return [pair_text(a, b) for i, a in enumerate(responses) for j, b in enumerate(responses) if i != j]

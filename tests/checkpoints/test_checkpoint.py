@@ -77,11 +77,13 @@ def test_config_json_says_everything_that_scoring_needs(gpm_checkpoint):
         "chat_template": True,
         "input_template": None,
         "max_len": None,
+        "reasoning": None,
+        "today": "2024-07-26",
         "generation_prompt": True,
         "bos": "one",
         "eos": "append",
         "layout": "gpm",
-        "format_version": 1,
+        "format_version": 2,
     }
     assert len(config["id2label"]) == 6
     assert open_checkpoint(gpm_checkpoint).gpm == GPMConfig(dim=6)

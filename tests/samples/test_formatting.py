@@ -1,5 +1,3 @@
-from itertools import takewhile
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -67,19 +65,20 @@ def test_plain_text_is_joined_as_it_is_or_through_the_input_template(plain_token
     assert templated.encode("Hello", " Fine.") == plain.encode("Q: Hello\nA:", " Fine.")
 
 
-@pytest.mark.parametrize("ending", ["<|im_end|>", "<|im_end|><|im_end|>"])
-def test_a_response_that_ends_with_the_eos_text_is_the_same_response(chat_tokenizer, turns_tokenizer, ending):
+def test_a_response_that_ends_with_the_eos_text_is_the_same_response(chat_tokenizer, turns_tokenizer):
     for formatter in (
         Formatter(chat_tokenizer, chat_template=True),
         Formatter(chat_tokenizer, chat_template=False),
         Formatter(turns_tokenizer, chat_template=True),
     ):
-        assert formatter.encode("Hello", "Fine." + ending) == formatter.encode("Hello", "Fine.")
+        assert formatter.encode("Hello", "Fine.<|im_end|>") == formatter.encode("Hello", "Fine.")
 
 
 def test_an_eos_text_inside_a_response_stays_there(chat_tokenizer):
     formatter = Formatter(chat_tokenizer, chat_template=True)
-    assert text(formatter, formatter.encode("Hello", "Fine.<|im_end|>Yes")).endswith("Fine.<|im_end|>Yes<|im_end|>")
+    encoded = formatter.encode("Hello", "Fine.<|im_end|>Yes")
+    assert text(formatter, encoded).endswith("Fine.<|im_end|>Yes<|im_end|>")
+    assert encoded.input_ids.count(chat_tokenizer.eos_token_id) == 2  # the text is read as text
 
 
 def test_white_space_at_the_end_of_a_plain_response_is_kept(plain_tokenizer):
@@ -94,19 +93,21 @@ def test_an_empty_response_is_the_prompt_and_eos(chat_tokenizer, plain_tokenizer
         assert encoded.input_ids[-1] == formatter.tokenizer.eos_token_id
 
 
-def test_a_token_across_the_border_belongs_to_the_response(plain_tokenizer):
-    formatter = Formatter(plain_tokenizer, chat_template=False)
+def test_decision_5_the_prompt_is_tokenised_alone_though_a_response_would_merge_with_it(plain_tokenizer):
     prompt, response = "What is the capital of Fr", "ance?"
+    former = Formatter(plain_tokenizer, chat_template=False, format_version=1).encode(prompt, response)
     alone = [plain_tokenizer.bos_token_id, *plain_tokenizer(prompt, add_special_tokens=False)["input_ids"]]
-    encoded = formatter.encode(prompt, response)
-    assert encoded.prompt_len < len(alone), "this test needs a merge across the border"
-    assert encoded.input_ids[: encoded.prompt_len] == alone[: encoded.prompt_len]
-    assert encoded.input_ids[encoded.prompt_len] != alone[encoded.prompt_len]
+    assert former.prompt_len < len(alone), "this test needs a merge across the border"
+    assert former.input_ids[: former.prompt_len] == alone[: former.prompt_len]
+    encoded = Formatter(plain_tokenizer, chat_template=False).encode(prompt, response)
+    assert encoded.input_ids[: encoded.prompt_len] == alone
+    assert encoded.input_ids[len(alone) : -1] == plain_tokenizer(response, add_special_tokens=False)["input_ids"]
 
 
 def test_an_empty_prompt_without_bos_still_leaves_a_token_to_the_gate(no_bos_tokenizer):
     encoded = Formatter(no_bos_tokenizer, chat_template=False).encode("", "Hello")
     assert encoded.prompt_len == 1
+    assert encoded.input_ids[0] == no_bos_tokenizer.eos_token_id  # whatever the response
 
 
 def test_a_long_response_is_cut_and_still_ends_with_eos(chat_tokenizer):
@@ -116,8 +117,8 @@ def test_a_long_response_is_cut_and_still_ends_with_eos(chat_tokenizer):
     assert cut.prompt_len == whole.prompt_len
 
 
-def test_a_cut_right_behind_an_eos_text_leaves_one_eos(chat_tokenizer):
-    formatter = Formatter(chat_tokenizer, chat_template=False, max_len=6)
+def test_format_1_leaves_one_eos_of_a_cut_right_behind_an_eos_text(chat_tokenizer):
+    formatter = Formatter(chat_tokenizer, chat_template=False, max_len=6, format_version=1)
     encoded = formatter.encode("user", "ab<|im_end|><|im_end|>cdefghij")
     assert text(formatter, encoded) == "<s>userab<|im_end|>"
 
@@ -149,9 +150,7 @@ def test_a_prompt_that_leaves_no_room_is_an_error_that_says_what_to_do(chat_toke
 
 @settings(max_examples=60, deadline=None)
 @given(prompt=st.text(max_size=12), response=st.text(max_size=12), chat=st.booleans(), max_len=st.integers(70, 90))
-def test_any_text_has_one_bos_one_eos_and_its_longest_common_token_prefix(
-    chat_tokenizer, prompt, response, chat, max_len
-):
+def test_any_text_has_one_bos_one_eos_and_its_prompt_in_front(chat_tokenizer, prompt, response, chat, max_len):
     tokenizer = chat_tokenizer
     formatter = Formatter(tokenizer, chat_template=chat, max_len=max_len)
     encoded = formatter.encode(prompt, response)
@@ -166,8 +165,7 @@ def test_any_text_has_one_bos_one_eos_and_its_longest_common_token_prefix(
         tokenizer.bos_token_id,
         *tokenizer(formatter.render(prompt, "")[0], add_special_tokens=False)["input_ids"],
     ]
-    shared = list(takewhile(lambda pair: pair[0] == pair[1], zip(alone, ids[:-1], strict=False)))
-    assert encoded.prompt_len == len(shared)
+    assert ids[: encoded.prompt_len] == alone
 
 
 # Other conventions than ours: those of the GPM authors' checkpoints

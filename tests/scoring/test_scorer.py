@@ -204,8 +204,8 @@ def test_equal_responses_have_equal_scores(gpm):
 
 
 def test_the_gate_of_a_group_is_that_of_its_whole_prompt(new_gpm, plain_tokenizer, tmp_path):
-    """In plain text a response may merge with the prompt's last token; its gate then reads one token less."""
-    save_gpm(new_gpm(chat_template=False), plain_tokenizer, tmp_path / "gpm")
+    """In format 1 a plain response may merge with the prompt's last token; its gate then reads one token less."""
+    save_gpm(new_gpm(chat_template=False, format_version=1), plain_tokenizer, tmp_path / "gpm")
     gpm = GPM.from_pretrained(tmp_path / "gpm", device="cpu")
     prompt, merging, other = "What is the capital of Fr", "ance?", " x"
     lens = [gpm.formatter.encode(prompt, response).prompt_len for response in (merging, other)]

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from openrlhf_gpm.core import Groups, bt_scores, group_scores
+from openrlhf_gpm.samples.encoded import Encoded
 from openrlhf_gpm.trainer.policy.group_log import write_groups
 from openrlhf_gpm.trainer.policy.rows import pack_rows
 from openrlhf_gpm.winrate.answers import Answers, Judged, from_group_log
@@ -90,11 +91,10 @@ def test_uneven_numbers_of_answers_are_refused():
 def log(tmp_path) -> Path:
     """A group log of a GPM, as the loop writes it: one prompt in two steps."""
     for step, angles in ((1, (0.0, 40.0)), (2, (10.0, 60.0))):
-        v = circle(*angles).unsqueeze(0)
-        gate = torch.full((1, 2, 1), 0.5)
-        rows = pack_rows(v, gate, 0.25, torch.zeros(1, 2, dtype=torch.bool))
-        groups = Groups(group_scores(v, gate[:, 0], 0.25))
-        write_groups(str(tmp_path), step, ["p", "p"], ["one", "two"], rows, groups, {})
+        v, gate = circle(*angles), torch.full((2, 1), 0.5)
+        rows = pack_rows(v, gate, 0.25, [Encoded([1, 2], 1), Encoded([1, 3], 1)])
+        groups = Groups(group_scores(v, gate[0], 0.25).unsqueeze(0))
+        write_groups(str(tmp_path), step, ["p", "p"], ["one", "two"], rows.unsqueeze(0), groups, {})
     return tmp_path
 
 

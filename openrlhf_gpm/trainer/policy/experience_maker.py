@@ -21,7 +21,7 @@ from openrlhf_gpm.trainer.policy.actor import GIVEN
 from openrlhf_gpm.trainer.policy.group_log import write_groups
 from openrlhf_gpm.trainer.policy.opponent import RunOpponent
 from openrlhf_gpm.trainer.policy.policy_actor import FORWARD
-from openrlhf_gpm.trainer.policy.rows import unpack_rows
+from openrlhf_gpm.trainer.policy.rows import tie_equals, unpack_rows
 from openrlhf_gpm.trainer.policy.units import data_parallel_size, even_forwards, training_batch
 
 FROZEN = "frozen/"
@@ -57,6 +57,8 @@ class GroupExperienceMaker(RemoteExperienceMaker):
             for experience in experiences:  # the actor has moved since a policy before it sampled these
                 experience.action_log_probs = sampler_log_probs(experience)
         rows = self._rows(experiences, order)
+        if rows.dim() == 3:
+            rows, first = tie_equals(rows)
         groups = Groups(_scores(rows), drift=self._drift(experiences, order))
         prompts = _in_prompt_order(experiences, order, lambda e: e.labels) if self._reads_prompts else []
         K = self.args.rollout.n_samples_per_prompt
@@ -72,7 +74,8 @@ class GroupExperienceMaker(RemoteExperienceMaker):
         self._check_finite(experiences, given)
         statistics = group_statistics(groups, given) | seen
         if rows.dim() == 3:
-            statistics["rollout/reward_truncated"] = unpack_rows(rows)[2].mean().item()
+            texts = _in_prompt_order(experiences, order, self._response_texts)
+            statistics |= reading_statistics(rows, first, texts)
         gaps = [log_prob_gap(e) for e in experiences if e.rollout_log_probs is not None]
         if gaps:
             statistics["rollout/log_prob_gap_max"] = max(gaps)
@@ -129,7 +132,7 @@ class GroupExperienceMaker(RemoteExperienceMaker):
         return drift
 
     def _rows(self, experiences: list[Experience], order: Tensor) -> Tensor:
-        """What the reward model returned, in the order of the prompts: (G, K, 3k + 1), or (G, K) of Bradley-Terry.
+        """What the reward model returned, in the order of the prompts: (G, K, 3k + FACTS), or (G, K) of Bradley-Terry.
 
         Preferences exist only inside a prompt's group (science: decision 16).
         """
@@ -155,9 +158,14 @@ class GroupExperienceMaker(RemoteExperienceMaker):
                 raise FloatingPointError(f"{name} is not finite in step {self.step}: raise the objective's beta")
 
     def _response_texts(self, samples: Experience) -> list[str]:
+        """What the policy wrote, with every special token spelled out but the one that ended it."""
         # action_mask is aligned with the next token, hence the shift by one.
-        ids = [row[1:][mask.bool()] for row, mask in zip(samples.sequences, samples.action_mask, strict=True)]
-        return self.tokenizer.batch_decode(ids, skip_special_tokens=True)
+        rows = zip(samples.sequences, samples.action_mask, strict=True)
+        ids = [row[1:][mask.bool()].tolist() for row, mask in rows]
+        special = set(self.tokenizer.all_special_ids)
+        ids = [row[:-1] if row and row[-1] in special else row for row in ids]
+        texts: list[str] = self.tokenizer.batch_decode(ids, skip_special_tokens=False)
+        return texts
 
 
 def later_tokens(experience: Experience) -> Tensor:
@@ -181,11 +189,28 @@ def sampler_log_probs(experience: Experience) -> Tensor:
 
 
 def _scores(rows: Tensor) -> Tensor:
-    """(G, K, 3k + 1) of a GPM, or (G, K) rewards -> (G, K, K) log-odds."""
+    """(G, K, 3k + FACTS) of a GPM, or (G, K) rewards -> (G, K, K) log-odds."""
     if rows.dim() == 2:
         return bt_scores(rows)
-    embeddings, gate_over_tau, _ = unpack_rows(rows)
-    return group_scores(embeddings, gate_over_tau)
+    parts = unpack_rows(rows)
+    return group_scores(parts.embeddings, parts.gate_over_tau[:, 0])
+
+
+def reading_statistics(rows: Tensor, first: Tensor, texts: list[str]) -> dict[str, float]:
+    """What the GPM did not read as the policy wrote it, as shares of the responses, [0, 1].
+
+    rows (G, K, 3k + FACTS) and first (G, K): see `tie_equals`; texts: G K responses, group after group.
+    reward_truncated: cut to fit its max_len. control_text: with control tokens of its tokenizer, read as text.
+    judged_equal: another text than that of an earlier response with the same tokens, so that their score is 0.
+    """
+    parts = unpack_rows(rows)
+    K = first.shape[1]
+    equal = [texts[n] != texts[n - n % K + i] for n, i in enumerate(first.flatten().tolist())]
+    return {
+        "rollout/reward_truncated": parts.truncated.mean().item(),
+        "rollout/control_text": parts.escaped.mean().item(),
+        "rollout/judged_equal": sum(equal) / len(equal),
+    }
 
 
 def group_statistics(groups: Groups, given: dict[str, Tensor]) -> dict[str, float]:

@@ -25,11 +25,11 @@ def write_groups(
 ) -> None:
     """Write DIRECTORY/step_NNNNNN.jsonl, one group per line, whole or not at all.
 
-    rows: what the reward model returned, (G, K, 3k + 1) or (G, K). Keys: `prompt`, `responses` (K), of a GPM
-    `embeddings` (K, 2k), `gate_over_tau` (K, k) and `reward_truncated` (K), of a Bradley-Terry model `rewards` (K),
-    `mean_scores` and `win_rates` against the rest of the group, `opponent_scores` where the opponent is another,
-    `drift_NAME` (K) of each frozen policy, in nats, and under its name (`target`) what the objective prepared for each
-    response.
+    rows: what the reward model returned, (G, K, 3k + FACTS) or (G, K). Keys: `prompt`, `responses` (K), of a GPM
+    `embeddings` (K, 2k), `gate_over_tau` (K, k), `reward_truncated` and `control_text` (K), of a Bradley-Terry model
+    `rewards` (K), `mean_scores` and `win_rates` against the rest of the group, `opponent_scores` where the opponent is
+    another, `drift_NAME` (K) of each frozen policy, in nats, and under its name (`target`) what the objective prepared
+    for each response.
     """
     K = groups.scores.shape[-1]
     columns: dict[str, list[Any]] = {
@@ -43,9 +43,10 @@ def write_groups(
     if rows.dim() == 2:
         columns["rewards"] = rows.tolist()
     else:
-        embeddings, gate_over_tau, truncated = unpack_rows(rows)
-        columns |= {"embeddings": embeddings.tolist(), "gate_over_tau": gate_over_tau.tolist()}
-        columns["reward_truncated"] = truncated.bool().tolist()
+        parts = unpack_rows(rows)
+        columns |= {"embeddings": parts.embeddings.tolist(), "gate_over_tau": parts.gate_over_tau.tolist()}
+        columns["reward_truncated"] = parts.truncated.bool().tolist()
+        columns["control_text"] = parts.escaped.bool().tolist()
     columns |= {f"drift_{name}": values.tolist() for name, values in groups.drift.items()}
     columns |= {name: values.tolist() for name, values in given.items()}
 

@@ -42,7 +42,7 @@ class RunOpponent:
     def face(self, groups: Groups, prompts: Sequence[Any], rows: Tensor, step: int) -> tuple[Groups, dict[str, float]]:
         """The groups against the opponent, and what the log says of it; history then remembers these answers.
 
-        prompts: of the G groups, before templating, read where `by_prompt`; rows: (G, K, 3k + 1), see `pack_rows`;
+        prompts: of the G groups, before templating, read where `by_prompt`; rows: (G, K, 3k + FACTS), see `pack_rows`;
         step: from 1.
         """
         if self.rules.kind == "group":
@@ -56,8 +56,9 @@ class RunOpponent:
         faced, known = groups, 0.0
         if found is not None:
             other, weights = found
-            v, gate_over_tau, _ = unpack_rows(rows)
-            against = preference_score(v.unsqueeze(2), other.unsqueeze(1), gate_over_tau[:, :1].unsqueeze(1))
+            parts = unpack_rows(rows)
+            gate = parts.gate_over_tau[:, :1].unsqueeze(1)
+            against = preference_score(parts.embeddings.unsqueeze(2), other.unsqueeze(1), gate)
             faced = beside(groups, against, weights, self.rules.share, self.means_only)  # against: (G, K, M)
             known = (weights > 0).any(-1).float().mean().item()
         if self.rules.kind == "history":
@@ -86,8 +87,8 @@ class RunOpponent:
         return answers
 
     def _remember(self, prompts: Sequence[Any], keys: Sequence[str], rows: Tensor, step: int) -> None:
-        v, gate_over_tau, _ = unpack_rows(rows)
-        gates = gate_over_tau[:, 0]
+        parts = unpack_rows(rows)
+        v, gates = parts.embeddings, parts.gate_over_tau[:, 0]
         self._folder.mkdir(parents=True, exist_ok=True)
         with replacing(self._folder / f"{_name(step)}.jsonl") as (file,):
             for prompt, embeddings, gate in zip(prompts, v.tolist(), gates.tolist(), strict=True):

@@ -125,7 +125,8 @@ def usable_rows(dataset: Any, tokenizer: Any, args: SimpleNamespace) -> list[int
         raise ValueError(f"--data.prompt_dataset {args.data.prompt_dataset} is empty")
     if key not in dataset.column_names:
         raise ValueError(f"--data.input_key {key}: the columns of the prompts are {', '.join(dataset.column_names)}")
-    formatter = open_pretrained(*_reward(args)).formatter() if args.reward_model_type == "gpm" else None
+    gpm = open_pretrained(*_reward(args)) if args.reward_model_type == "gpm" else None
+    formatter = None if gpm is None else gpm.formatter().cut_at_positions()
     bad, usable, long = BadRows(), [], 0
     for index, row in enumerate(dataset):
         bad.rows += 1
@@ -159,9 +160,7 @@ def _check_prompt(row: Any, tokenizer: Any, formatter: Formatter | None, args: S
         raise ValueError("the prompt is empty")
     if not isinstance(prompt, str) and not data.apply_chat_template:
         raise ValueError("messages need --data.apply_chat_template, so that the policy can read them")
-    templated = [tokenizer] if data.apply_chat_template else []
-    templated += [formatter.tokenizer] if formatter is not None and formatter.chat_template else []
-    for control in {token for each in templated for token in each.all_special_tokens}:
+    for control in tokenizer.all_special_tokens if data.apply_chat_template else ():  # the GPM reads its own as text
         if any(control in text for text in texts):
             raise ValueError(f"the prompt holds the control token {control}: give the text before templating")
     try:
@@ -175,7 +174,7 @@ def _check_prompt(row: Any, tokenizer: Any, formatter: Formatter | None, args: S
         raise ValueError(f"the policy's chat template rejects the prompt: {_first_line(error)}") from error
     if formatter is not None:
         try:
-            formatter.encode(prompt, "")
+            formatter.encode(prompt, "a")  # room for a response, too
         except ValueError as error:
             raise ValueError(f"the reward model cannot read the prompt: {error}") from error
     room = args.data.max_len - (args.rollout.max_new_tokens or 1)

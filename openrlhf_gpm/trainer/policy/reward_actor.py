@@ -12,7 +12,7 @@ from openrlhf.utils.logging_utils import init_logger
 from torch import Tensor
 
 from openrlhf_gpm.checkpoints.checkpoint import open_pretrained
-from openrlhf_gpm.samples.batch import collate_groups, encode_groups
+from openrlhf_gpm.samples.batch import collate_groups, encode_groups, unique_groups
 from openrlhf_gpm.samples.forest import token_counts
 from openrlhf_gpm.scoring.torch_backend import embed_batch
 from openrlhf_gpm.trainer.checkpoint_checks import reward_attention
@@ -40,25 +40,26 @@ class BaseGPMRewardActor(BaseRewardModelActor):
         super().init_model_from_pretrained(strategy, pretrain)
         checkpoint = open_pretrained(pretrain, "--reward.model_name_or_path")
         self.config = checkpoint.gpm
-        self.formatter = checkpoint.formatter()
+        self.formatter = checkpoint.formatter().cut_at_positions()
         obstacle = checkpoint.forest_obstacle(ds.attn_implementation, self.config.max_len)
         self.share_prompt = obstacle is None
         if obstacle and strategy.is_rank_0():
             logger.info("prompts are encoded once per response, not once per group: %s", obstacle)
 
     def forward(self, prompts: list[Any], responses: list[str]) -> Tensor:
-        """One micro-batch of B (prompt, response) -> (B, 3k + 1) fp32, see `pack_rows`."""
+        """One micro-batch of B (prompt, response) -> (B, 3k + FACTS) fp32, see `pack_rows`."""
         device = get_accelerator().current_device_name()
         groups = encode_groups(self.formatter, prompts, responses)
         # One call in any case: ranks that share the prompt and ranks that do not still meet in every layer of ZeRO-3.
-        batch = collate_groups(groups, self.formatter.pad_token_id, self.share_prompt)
-        full, forest = token_counts(groups)
+        unique, rows = unique_groups(groups)
+        batch = collate_groups(unique, self.formatter.pad_token_id, self.share_prompt)
+        full, forest = token_counts(unique)
         self.full_tokens += full
         self.encoded_tokens += forest if "forest" in batch.inputs else full
         embedding, gate = embed_batch(self.model, batch, device)
         sizes = torch.tensor([len(group) for group in groups])
-        truncated = torch.tensor([sample.truncated for group in groups for sample in group])
-        return pack_rows(embedding, gate.repeat_interleave(sizes, dim=0), self.config.tau, truncated)
+        samples = [sample for group in groups for sample in group]
+        return pack_rows(embedding[rows], gate.repeat_interleave(sizes, dim=0), self.config.tau, samples)
 
     def execute_batch(self, method_name: str, all_data: Any, start_idx: int, end_idx: int) -> list[Any]:
         """Upstream's, which calls a method on each micro-batch of a step; then the log says what sharing saved."""

@@ -28,6 +28,8 @@ from openrlhf_gpm.data import (
 from openrlhf_gpm.samples.batch import collate_groups
 from openrlhf_gpm.samples.forest import sample_places
 from openrlhf_gpm.samples.formatting import Encoded, Formatter, pair_text
+from openrlhf_gpm.samples.tally import Tally
+from openrlhf_gpm.scoring.readable import check_comparisons
 from openrlhf_gpm.trainer.reward.flags import START, model_config, share_prompt_obstacle
 
 logger = init_logger(__name__)
@@ -110,7 +112,10 @@ class GPMRewardDataset(Preferences):
             tokenizer.chat_template = args.data.tokenizer_chat_template
         start = open_pretrained(args.model.model_name_or_path, START)
         config = model_config(start, args)  # of the checkpoint, where a GPM is trained further
-        self.formatter = Formatter.from_config(tokenizer, config)
+        try:
+            self.formatter = start.formatter(tokenizer, config)
+        except ValueError as error:
+            stop(str(error))
         obstacle = share_prompt_obstacle(start, args, config.max_len)
         if obstacle and args.gpm.share_prompt == "auto" and strategy.is_rank_0():
             logger.info("prompts are encoded once per response, not once per group: %s", obstacle)
@@ -156,8 +161,12 @@ class Reader:
     def encode(self, groups: Sequence[PreferenceGroup], formatter: Formatter, pairwise: bool) -> list[Row]:
         """Groups -> token ids, see `encode_group`."""
         named = ((str(group.id), group) for group in groups)
-        encode = partial(encode_group, formatter=formatter, pairwise=pairwise)
-        return self._usable(named, len(groups), "Tokenising", encode)
+        tally = Tally(formatter, "pair" if pairwise else "response")
+        encode = partial(encode_group, formatter=formatter, pairwise=pairwise, tally=tally)
+        rows = self._usable(named, len(groups), "Tokenising", encode)
+        for text in tally.lines() if self.report else ():
+            logger.warning("preference data: %s", text)
+        return rows
 
     def _usable(self, items: Iterable[tuple[str, Any]], total: int, title: str, make: Callable[..., T]) -> list[T]:
         """`make(item, name=...)` of every named item for which it raises no ValueError."""
@@ -184,16 +193,24 @@ def stop(text: str) -> NoReturn:
     raise AssertionError("exit_with_usage_error returned")
 
 
-def encode_group(group: PreferenceGroup, name: str, formatter: Formatter, pairwise: bool) -> Row:
-    """Token ids of a group's responses; `pairwise`: of the two orders of each comparison's responses instead."""
-    if not pairwise:
-        return Row(name, [formatter.encode(group.prompt, text) for text in group.responses], group.comparisons)
-    samples: list[Encoded] = []
-    comparisons: list[Comparison] = []
-    for c in group.comparisons:
-        texts = group.responses[c.first], group.responses[c.second]
-        comparisons.append(Comparison(len(samples), len(samples) + 1, c.label, c.margin, c.log_odds))
-        samples += [formatter.encode(group.prompt, pair_text(*order)) for order in (texts, texts[::-1])]
+def encode_group(
+    group: PreferenceGroup, name: str, formatter: Formatter, pairwise: bool, tally: Tally | None = None
+) -> Row:
+    """Token ids of a group's responses; `pairwise`: of the two orders of each comparison's responses instead.
+
+    tally: counts what is not read as it was given. Raises ValueError where a comparison has nothing to compare.
+    """
+    texts, comparisons = list(group.responses), list(group.comparisons)
+    if pairwise:
+        pairs = [(texts[c.first], texts[c.second]) for c in comparisons]
+        texts = [pair_text(*order) for pair in pairs for order in (pair, pair[::-1])]
+        comparisons = [
+            Comparison(2 * i, 2 * i + 1, c.label, c.margin, c.log_odds) for i, c in enumerate(group.comparisons)
+        ]
+    samples = formatter.encode_group(group.prompt, texts)
+    check_comparisons(samples, comparisons)
+    if tally is not None:
+        tally.add(name, group.prompt, texts, samples)
     return Row(name, samples, comparisons)
 
 

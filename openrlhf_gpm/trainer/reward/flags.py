@@ -46,6 +46,12 @@ class ModelFlags:
     )
     learn_tau: bool = flag(False, "train tau, starting from --gpm.tau")
     no_normalize: bool = flag(False, "leave embeddings at their length instead of unit length")
+    reasoning: str | None = flag(
+        None,
+        "what the model reads of the reasoning in a response, <think> ... </think>: keep all of it, or strip it",
+        choices=CHOICES["reasoning"],
+        shown="what the chat template writes",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,12 +166,33 @@ def _check_start(args: SimpleNamespace, config: GPMConfig, training: TrainingFla
     if not os.path.isdir(path) and not training.lm_coef:
         return
     start = open_pretrained(path, START)
-    model_config(start, args)
+    _check_texts(start, model_config(start, args), args)
     if training.lm_coef and not start.hf.get_text_config().tie_word_embeddings:
         raise ValueError(
             f"--gpm.lm_coef needs a model that ties its output layer to its embeddings, which {path} does not: leave "
             "it at 0"
         )
+
+
+def _check_texts(start: Checkpoint, config: GPMConfig, args: SimpleNamespace) -> None:
+    """Raise ValueError for a tokenizer, a chat template or lengths that the model cannot be trained with."""
+    path, text = args.model.model_name_or_path, start.hf.get_text_config()
+    if text.pad_token_id is not None and text.pad_token_id >= text.vocab_size:
+        raise ValueError(
+            f"{START} {path}: pad_token_id {text.pad_token_id} in config.json is outside the embedding, which has "
+            f"{text.vocab_size} rows: set it to null, or to the id of a token that the model has"
+        )
+    if start.positions is not None and (config.max_len or 0) > start.positions:
+        raise ValueError(
+            f"--data.max_len {config.max_len} is longer than the model's {start.positions} positions "
+            f"(max_position_embeddings in {path}): lower it"
+        )
+    if not list(start.path.glob("tokenizer*")):
+        return  # OpenRLHF says so
+    tokenizer = start.tokenizer()
+    if args.data.apply_chat_template and args.data.tokenizer_chat_template:
+        tokenizer.chat_template = args.data.tokenizer_chat_template
+    start.formatter(tokenizer, config)
 
 
 def model_config(start: Checkpoint, args: SimpleNamespace) -> GPMConfig:
@@ -194,6 +221,7 @@ def config_from_flags(args: SimpleNamespace) -> GPMConfig:
         chat_template=args.data.apply_chat_template,
         input_template=args.data.input_template,
         max_len=args.data.max_len,
+        reasoning=args.gpm.reasoning,
         **{name: value for name, value in given.items() if value is not None},
     )
 

@@ -8,8 +8,9 @@ from openrlhf.trainer.ppo_utils.experience import Experience
 
 from openrlhf_gpm import core
 from openrlhf_gpm.core import Groups
-from openrlhf_gpm.trainer.policy.experience_maker import GroupExperienceMaker, group_statistics
-from openrlhf_gpm.trainer.policy.rows import pack_rows, unpack_rows
+from openrlhf_gpm.samples.encoded import Encoded
+from openrlhf_gpm.trainer.policy.experience_maker import GroupExperienceMaker, group_statistics, reading_statistics
+from openrlhf_gpm.trainer.policy.rows import pack_rows, tie_equals, unpack_rows
 
 REWARDS = torch.tensor([3.0, 1.0, 0.5, 2.5])  # two groups of two, in the order of the prompts
 TARGETS = torch.tensor([1.0, -1.0, -1.0, 1.0])  # (r_i - r_j) / beta with beta 2
@@ -89,10 +90,40 @@ def test_a_reward_that_is_not_finite_stops_the_run_and_is_counted(make):
 def test_a_row_holds_all_that_the_scores_of_a_group_need():
     torch.manual_seed(1)
     v, gate, tau = torch.randn(2, 3, 4), torch.rand(2, 1, 2).expand(2, 3, 2), 0.5
-    truncated = torch.tensor([[False, True, False], [True, False, False]])
-    found_v, gate_over_tau, found = unpack_rows(pack_rows(v, gate, tau, truncated))
-    torch.testing.assert_close(core.group_scores(found_v, gate_over_tau), core.group_scores(v, gate[:, 0], tau))
-    assert found.bool().equal(truncated)
+    samples = [Encoded([5, 6, 7 + i], 2, truncated=i == 1, escaped=i == 2) for i in range(3)]
+    found = unpack_rows(torch.stack([pack_rows(v[g], gate[g], tau, samples) for g in range(2)]))
+    scores = core.group_scores(found.embeddings, found.gate_over_tau)
+    torch.testing.assert_close(scores, core.group_scores(v, gate[:, 0], tau))
+    assert found.truncated.tolist() == [[0, 1, 0]] * 2
+    assert found.escaped.tolist() == [[0, 0, 1]] * 2
+    assert found.prompt_len.unique().tolist() == [2]
+
+
+def test_equal_tokens_of_a_group_tie_exactly_wherever_their_rows_come_from():
+    """The noise is that of another batch; the second group has the same tokens and must not be mixed in."""
+    torch.manual_seed(1)
+    v, gate = torch.randn(6, 4), torch.rand(2).expand(6, 2)
+    ids = [[5, 6], [5, 7], [5, 6], [5, 6], [5, 8], [5, 7]]
+    v[2] = v[0] + 1e-6
+    rows = pack_rows(v, gate, 1.0, [Encoded(row, 1) for row in ids]).unflatten(0, (2, 3))
+    tied, first = tie_equals(rows)
+    assert first.tolist() == [[0, 1, 0], [0, 1, 2]]
+    parts = unpack_rows(tied)
+    scores = core.group_scores(parts.embeddings, parts.gate_over_tau[:, 0])
+    assert scores[0, 0, 2] == 0.0
+    assert scores[0, 0].equal(scores[0, 2])
+    assert core.group_scores(*[p.unflatten(0, (2, 3)) for p in (v, gate)])[0, 0, 2] != 0.0
+    assert parts.embeddings[1].equal(v[3:])
+    texts = ["a", "b", "a<think>", "a", "c", "b"]
+    assert reading_statistics(tied, first, texts)["rollout/judged_equal"] == pytest.approx(1 / 6)
+    assert reading_statistics(tied, first, ["a", "b", "a", "a", "c", "b"])["rollout/judged_equal"] == 0
+
+
+def test_a_group_has_one_gate_that_of_the_whole_prompt():
+    gate = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+    rows = pack_rows(torch.zeros(2, 4), gate, 0.5, [Encoded([5, 6, 7], 1), Encoded([5, 6, 8], 2)])
+    tied, _ = tie_equals(rows.unsqueeze(0))
+    assert unpack_rows(tied).gate_over_tau.tolist() == [[[6.0, 8.0], [6.0, 8.0]]]
 
 
 def test_statistics_of_a_pure_cycle():

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from openrlhf_gpm.core import Groups, group_scores, preference_score
+from openrlhf_gpm.samples.encoded import Encoded
 from openrlhf_gpm.scoring.embeddings import judge_of, to_line
 from openrlhf_gpm.trainer.policy.opponent import RunOpponent, check_answers, league
 from openrlhf_gpm.trainer.policy.rows import pack_rows
@@ -16,10 +17,11 @@ TAU = 0.5
 
 
 def rows(seed: int) -> torch.Tensor:
-    """What a reward actor returns for the two prompts, four answers each: (2, 4, 3k + 1), k = 2."""
+    """What a reward actor returns for the two prompts, four answers each: (2, 4, 3k + FACTS), k = 2."""
     generator = torch.Generator().manual_seed(seed)
     v, gate = torch.randn(2, 4, 4, generator=generator), torch.tensor([[1.0, 0.5], [0.25, 2.0]])
-    return pack_rows(v, gate.unsqueeze(1).expand(2, 4, 2), TAU, torch.zeros(2, 4))
+    samples = [Encoded([1, answer + 2], 1) for answer in range(4)]
+    return torch.stack([pack_rows(v[g], gate[g].expand(4, 2), TAU, samples) for g in range(2)])
 
 
 def groups(step: torch.Tensor, **drift: torch.Tensor) -> Groups:

@@ -160,7 +160,7 @@ def test_a_gpm_that_is_trained_further_keeps_its_checkpoints_format_and_head(dat
         "replace",
     )
     assert data.formatter.max_len == 40
-    assert dataset(CYCLE[:1], "--data.max_len", "30").formatter.max_len == 30
+    assert dataset(CYCLE[:1], "--data.max_len", "38").formatter.max_len == 38
     want = [data.formatter.encode("Name a prime.", pair_text(*order)) for order in (("7", "9"), ("9", "7"))]
     assert data.rows[0].samples == want
 
