@@ -3,7 +3,7 @@
     moved_1 - moved_2 -> (P_hat_1 - P_hat_2) / beta - ref_pull (drift_1 - drift_2)
 
 P_hat: win rate against the opponent; drift: from the start of the run, `ref`. In the paper's letters beta is eta and
-ref_pull is tau / eta. Its released loss has counted wins, +-1 / (2 eta), whose mean over pairs has this gradient.
+ref_pull is tau / eta. The paper's loss labels a pair by a draw, +-1 / (2 eta); its mean over pairs has this gradient.
 """
 
 from collections.abc import Mapping

@@ -27,7 +27,7 @@ class NashMD(Objective):
 
     prefix: ClassVar[str] = "nash_md"
     own_opponent: ClassVar[bool] = True
-    beta: float = flag(0.008, "strength of the pull to `ref`, the start of the run: a penalty of beta nats per nat")
+    beta: float = flag(0.05, "strength of the pull to `ref`, the start of the run: a penalty of beta nats per nat")
     mixture: float = flag(0.125, "share of `ref` in the opponent, a geometric mixture with the policy, 0 to 1")
 
     def __post_init__(self) -> None:

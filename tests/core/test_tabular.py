@@ -27,6 +27,12 @@ class MeanScore:
     of: Callable[[Tensor, Tensor], Tensor] = squared
     beta: float = 1.0
     needs: tuple[str, ...] = ()
+    together: int = 1
+    iteration_every: int | None = None
+
+    def select(self, groups: Groups) -> Tensor:
+        K = groups.scores.shape[-1]
+        return torch.arange(K).expand(len(groups.scores), K)
 
     def prepare(self, groups: Groups) -> dict[str, Tensor]:
         return {"target": groups.mean_score() / self.beta}
