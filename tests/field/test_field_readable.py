@@ -303,3 +303,14 @@ def test_the_flag_for_reasoning_is_stored():
     common = ["--reward_model_type", "gpm", "--model.model_name_or_path", "hub/name", "--data.dataset", "any"]
     args = train_rm.parse_args([*common, "--gpm.reasoning", "strip"])
     assert config_from_flags(args).to_dict()["reasoning"] == "strip"
+
+
+def test_a_model_whose_embeddings_collapsed_says_so(new_gpm, chat_tokenizer, tmp_path, caplog):
+    model = new_gpm()
+    model.score.weight.data.zero_()
+    save_gpm(model, chat_tokenizer, tmp_path / "gpm")
+    gpm = GPM.from_pretrained(tmp_path / "gpm", device="cpu")
+    gpm.score("Is 9 a prime?", ["No.", "No."])
+    assert "every score is 0" not in caplog.text  # there was nothing to compare
+    gpm.score("Is 9 a prime?", ["No.", "Yes."])
+    assert "every score is 0: the model's embeddings have collapsed" in caplog.text
