@@ -119,7 +119,7 @@ def test_eval_counts_what_it_reads_otherwise(run):
     (read,) = metrics["read"]
     counts = {name: read[name] for name in ("responses", "cut", "judged_equal", "control_text")}
     assert counts == {"responses": 5, "cut": 0, "judged_equal": 1, "control_text": 2}
-    assert "2 texts hold control tokens" in said
+    assert "2 texts with control tokens" in said
 
 
 @pytest.mark.parametrize("template", [USERS_ONLY, PARTS])
@@ -151,7 +151,7 @@ def test_texts_with_control_tokens_are_counted_with_the_first_place(run):
     ]
     status, (bare, rendered), said = run("score", rows)
     assert status == 0
-    assert "1 texts hold control tokens of this model's tokenizer" in said
+    assert "1 text with control tokens of this model's tokenizer" in said
     assert "jsonl:2" in said
     assert "give messages, or the bare text" in said
     assert rendered["warnings"] == ["control tokens read as text in the prompt"]
