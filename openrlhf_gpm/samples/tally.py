@@ -56,9 +56,10 @@ class Tally:
             )
         if self.control_text:
             how = "as control tokens: this model is of format 1" if self.formatter.former else "as text"
+            held = "1 text with" if self.control_text == 1 else f"{self.control_text} texts with"
             lines.append(
-                f"{self.control_text} texts hold control tokens of this model's tokenizer, first "
-                f"{self._first['control_text']}, and are read {how}; give messages, or the bare text"
+                f"{held} control tokens of this model's tokenizer, first {self._first['control_text']}, read {how}; "
+                "give messages, or the bare text"
             )
         return lines
 

@@ -3,6 +3,7 @@
 Embeddings come from a backend (`torch_backend.py` or `vllm_backend.py`), numbers from `results.py`.
 """
 
+import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -16,12 +17,15 @@ from openrlhf_gpm.config import GPMConfig, Prompt
 from openrlhf_gpm.data import Group, PreferenceGroup
 from openrlhf_gpm.samples.batch import encode_all, unique_groups
 from openrlhf_gpm.samples.checks import check_text
+from openrlhf_gpm.samples.encoded import first_of_equals
 from openrlhf_gpm.samples.formatting import Encoded, Formatter, pair_text
 from openrlhf_gpm.samples.tally import warnings_of
 from openrlhf_gpm.scoring.backend import Backend, pick_device
 from openrlhf_gpm.scoring.options import BATCH_TOKENS, check_options
 from openrlhf_gpm.scoring.results import group_result, is_finite, pairwise_result
 from openrlhf_gpm.scoring.torch_backend import TorchBackend
+
+logger = logging.getLogger(__name__)
 
 WINDOW = 16  # batches to read ahead, so that samples of similar length can share a batch
 FINITE = ("refuse", "nan")
@@ -107,7 +111,8 @@ class GPM:
         """
         if isinstance(responses, (str, bytes)) or not isinstance(responses, Sequence):
             raise ValueError(f"responses must be a list of texts, got {responses!r:.80}: put it into a list")
-        return next(self.score_groups([Group(prompt, list(responses), id)]))
+        (result,) = self.score_groups([Group(prompt, list(responses), id)])
+        return result
 
     def scores(self, prompt: Prompt, responses: Sequence[str]) -> Tensor:
         """Log-odds that row beats column: (K, K), skew-symmetric. Raises ValueError as `score` does."""
@@ -126,6 +131,7 @@ class GPM:
         """
         if finite not in FINITE:
             raise ValueError(f"finite must be one of {', '.join(FINITE)}; got {finite!r}")
+        compared = different = False
         for group, encoded, v, gate in self._embedded(groups, first_index):
             result = self._result(v, gate, len(group.responses))
             if finite == "refuse" and not is_finite(result):
@@ -133,9 +139,13 @@ class GPM:
                     f"group {group.id!r}: the model's embeddings are not finite: try --dtype fp32, or check the "
                     "checkpoint's training"
                 )
+            compared |= len(set(first_of_equals(encoded))) > 1
+            different |= any(map(any, result["scores"]))
             texts = sample_texts(self.config, group.responses)
             said = warnings_of(self.formatter, group.prompt, texts, encoded, sample_kind(self.config))
             yield {"id": group.id, **result} | ({"warnings": said} if said else {})
+        if compared and not different:
+            logger.warning("every score is 0: the model's embeddings have collapsed; train it with a lower --adam.lr")
 
     def embed_groups(
         self, groups: Iterable[Group | PreferenceGroup], first_index: int = 0

@@ -119,7 +119,7 @@ def test_eval_counts_what_it_reads_otherwise(run):
     (read,) = metrics["read"]
     counts = {name: read[name] for name in ("responses", "cut", "judged_equal", "control_text")}
     assert counts == {"responses": 5, "cut": 0, "judged_equal": 1, "control_text": 2}
-    assert "2 texts hold control tokens" in said
+    assert "2 texts with control tokens" in said
 
 
 @pytest.mark.parametrize("template", [USERS_ONLY, PARTS])
@@ -151,7 +151,7 @@ def test_texts_with_control_tokens_are_counted_with_the_first_place(run):
     ]
     status, (bare, rendered), said = run("score", rows)
     assert status == 0
-    assert "1 texts hold control tokens of this model's tokenizer" in said
+    assert "1 text with control tokens of this model's tokenizer" in said
     assert "jsonl:2" in said
     assert "give messages, or the bare text" in said
     assert rendered["warnings"] == ["control tokens read as text in the prompt"]
@@ -303,3 +303,14 @@ def test_the_flag_for_reasoning_is_stored():
     common = ["--reward_model_type", "gpm", "--model.model_name_or_path", "hub/name", "--data.dataset", "any"]
     args = train_rm.parse_args([*common, "--gpm.reasoning", "strip"])
     assert config_from_flags(args).to_dict()["reasoning"] == "strip"
+
+
+def test_a_model_whose_embeddings_collapsed_says_so(new_gpm, chat_tokenizer, tmp_path, caplog):
+    model = new_gpm()
+    model.score.weight.data.zero_()
+    save_gpm(model, chat_tokenizer, tmp_path / "gpm")
+    gpm = GPM.from_pretrained(tmp_path / "gpm", device="cpu")
+    gpm.score("Is 9 a prime?", ["No.", "No."])
+    assert "every score is 0" not in caplog.text  # there was nothing to compare
+    gpm.score("Is 9 a prime?", ["No.", "Yes."])
+    assert "every score is 0: the model's embeddings have collapsed" in caplog.text

@@ -7,11 +7,14 @@ from typing import Any
 import torch
 from openrlhf.plugins import exit_with_usage_error
 from openrlhf.trainer.rm_trainer import RewardModelTrainer
+from openrlhf.utils.logging_utils import init_logger
 from torch import Tensor
 
 from openrlhf_gpm.core import cyclic_share, group_scores, preference_loss, preference_score, score_regression_loss
 from openrlhf_gpm.trainer.reward.best_checkpoint import BestCheckpoint, write_card
 from openrlhf_gpm.trainer.reward.model import store_tau
+
+logger = init_logger(__name__)
 
 
 class GPMRewardTrainer(RewardModelTrainer):
@@ -21,6 +24,7 @@ class GPMRewardTrainer(RewardModelTrainer):
         super().__init__(*args, **kwargs)
         self.best = BestCheckpoint(self.strategy, self.tokenizer, self.args) if self.args.gpm.save_best else None
         self.metrics: dict[str, float] = {}  # of the last evaluation, for the model card
+        self.score_scale = 1.0  # of the last batch
 
     def fit(self, args: Any, consumed_samples: int = 0, num_update_steps_per_epoch: int | None = None) -> None:
         """Upstream's loop; afterwards the learned tau is in the config and the model card is in the checkpoint."""
@@ -33,6 +37,8 @@ class GPMRewardTrainer(RewardModelTrainer):
         super().fit(args, consumed_samples, num_update_steps_per_epoch)
         store_tau(self.strategy._unwrap_model(self.model))
         if self.strategy.is_rank_0():
+            if self.score_scale == 0:
+                logger.warning("every score of the last batch is 0: the embeddings have collapsed; lower --adam.lr")
             write_card(args, self.strategy._unwrap_model(self.model).config, self.metrics)
 
     def save_logs_and_checkpoints(self, args: Any, global_step: int, *rest: Any) -> None:
@@ -73,6 +79,7 @@ class GPMRewardTrainer(RewardModelTrainer):
             )
         preferred = preferred_score(score.detach(), label)
         logs = _metrics(embedding, gate, score.detach(), preferred, float(tau))
+        self.score_scale = logs["score_scale"]
         if self.args.gpm.lm_coef and self.model.training:
             loss = loss + self.args.gpm.lm_coef * outputs.lm_loss
             logs["lm_loss"] = outputs.lm_loss.item()
