@@ -19,6 +19,11 @@ class Backend(Protocol):
     @property
     def batch_tokens(self) -> int: ...
 
+    @property
+    def share_prompt(self) -> bool:
+        """Whether it computes once what the samples of a group begin with, where that saves tokens."""
+        ...
+
     def embed_groups(self, groups: Sequence[Sequence[Encoded]]) -> tuple[Tensor, Tensor]:
         """G groups of N samples in all -> v (N, 2k) in order and one gate per group (G, k), fp32 on the CPU.
 

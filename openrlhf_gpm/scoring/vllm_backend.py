@@ -57,6 +57,7 @@ class VLLMBackend:
         self.config: GPMConfig = checkpoint.gpm
         self.hidden_size = checkpoint.hidden_size
         self.batch_tokens = batch_tokens
+        self.share_prompt = share_prompt == "auto"
         if self.config.layout != "classifier":
             raise ValueError(
                 f"--backend vllm: {checkpoint.path} is a GPM in its own layout: use `openrlhf-gpm convert --from gpm "
@@ -81,7 +82,7 @@ class VLLMBackend:
             model=str(checkpoint.path),
             runner="pooling",
             dtype=str(dtype).removeprefix("torch."),
-            enable_prefix_caching=share_prompt == "auto",
+            enable_prefix_caching=self.share_prompt,
             max_num_batched_tokens=max(batch_tokens, MAX_SEQS),
             max_num_seqs=MAX_SEQS,
             **({"block_size": CPU_BLOCK} if on_cpu else {}) | options,
