@@ -31,7 +31,8 @@ setup(
     extras_require={
         "openrlhf": [f"openrlhf[vllm]=={OPENRLHF}", "patch-ng>=1.19"],  # GPU clusters: vllm and flash-attn with it
         "eval": ["datasets", "matplotlib", "pyarrow"],
-        "dev": ["pytest>=9", "pytest-cov", "hypothesis", "ruff", "mypy", "scipy", "patch-ng>=1.19"],
+        "serve": ["fastapi", "uvicorn", "prometheus_client"],
+        "dev": ["pytest>=9", "httpx", "pytest-cov", "hypothesis", "ruff", "mypy", "scipy", "patch-ng>=1.19"],
     },
     entry_points={
         "console_scripts": ["openrlhf-gpm = openrlhf_gpm.cli.main:main"],

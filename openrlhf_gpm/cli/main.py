@@ -12,7 +12,7 @@ from typing import Any
 
 from openrlhf_gpm import __version__
 
-COMMANDS = ("score", "embed", "eval", "convert", "data", "self-play", "patch", "doctor")
+COMMANDS = ("score", "embed", "serve", "eval", "convert", "data", "self-play", "patch", "doctor")
 
 DESCRIPTION = "General Preference Models (arXiv:2410.02197) for OpenRLHF: reward models that can express cycles."
 
@@ -27,6 +27,7 @@ first steps:
   openrlhf-gpm eval --model ckpt/gpm --data pairs.jsonl --output outputs/eval
   openrlhf-gpm score --model ckpt/gpm --input groups.jsonl --output scores.jsonl
   openrlhf-gpm embed --model ckpt/gpm --input answers.jsonl --output embedded.jsonl    opponents for training
+  openrlhf-gpm serve --model ckpt/gpm                    groups over HTTP, for other training stacks too
   openrlhf-gpm convert --from authors --input GPM-Gemma-2B --output ckpt/gpm-gemma-2b
 
 `openrlhf-gpm COMMAND --help` shows a command's options and an example. Exit status: 0 done, 1 a check failed, 2 wrong

@@ -21,7 +21,7 @@ FLOORS = [  # a part imports lower floors only, never another part of its own fl
     {"models"},
     {"checkpoints"},
     {"scoring"},
-    {"evaluation", "trainer", "winrate"},
+    {"evaluation", "serving", "trainer", "winrate"},
     {"plugin", "cli"},
 ]
 NEEDS = {  # what each part imports besides the standard library and this package; nothing where it is not listed
@@ -34,12 +34,14 @@ NEEDS = {  # what each part imports besides the standard library and this packag
     "checkpoints": {"huggingface_hub", "peft", "safetensors", "torch", "transformers"},
     "scoring": {"numpy", "torch", "vllm"},
     "evaluation": {"matplotlib", "numpy", "torch"},
+    "serving": {"fastapi", "prometheus_client", "torch", "uvicorn"},
     "trainer": {"deepspeed", "huggingface_hub", "openrlhf", "ray", "safetensors", "torch", "tqdm"},
     "winrate": {"matplotlib", "torch"},
     "plugin": {"openrlhf"},
     "cli": {"torch", "tqdm"},
 }
 CLUSTER = {"openrlhf", "ray", "deepspeed"}
+SERVE = {"fastapi", "uvicorn", "prometheus_client"}
 INSIDE_OPENRLHF = {
     PACKAGE / "plugin.py",
     PACKAGE / "trainer/checkpoint_checks.py",
@@ -47,7 +49,12 @@ INSIDE_OPENRLHF = {
     *PACKAGE.glob("trainer/reward/*.py"),
     *PACKAGE.glob("trainer/policy/*.py"),
 }
-VLLM = {PACKAGE / "scoring/vllm_backend.py"}
+ONE_FILE = {
+    "vllm": PACKAGE / "scoring/vllm_backend.py",
+    "fastapi": PACKAGE / "serving/app.py",
+    "uvicorn": PACKAGE / "serving/server.py",
+    "prometheus_client": PACKAGE / "serving/metrics.py",
+}
 
 
 def short(file: Path) -> str:
@@ -131,8 +138,9 @@ def test_openrlhf_ray_and_deepspeed_are_imported_only_by_what_runs_inside_openrl
     assert {short(file) for file in FILES if packages(file) & CLUSTER and file not in INSIDE_OPENRLHF} == set()
 
 
-def test_vllm_is_imported_by_one_file():
-    assert {file for file in FILES if "vllm" in packages(file)} == VLLM
+@pytest.mark.parametrize("package", ONE_FILE)
+def test_what_few_have_installed_is_imported_by_one_file(package: str):
+    assert {file for file in FILES if package in packages(file)} == {ONE_FILE[package]}
 
 
 def test_an_objective_imports_torch_core_flags_and_other_objectives():
@@ -179,7 +187,17 @@ def test_formulas_and_objectives_need_torch_alone_and_load_within_a_second(modul
 
 def test_scoring_needs_torch_and_transformers_only():
     code = "import openrlhf_gpm.scoring.scorer, openrlhf_gpm.scoring.vllm_backend, openrlhf_gpm.data"
-    run_without(CLUSTER | {"vllm", "peft", "datasets", "matplotlib", "fastapi", "patch_ng"}, code)
+    run_without(CLUSTER | SERVE | {"vllm", "peft", "datasets", "matplotlib", "patch_ng"}, code)
+
+
+def test_the_reward_function_needs_no_server_and_no_trainer():
+    code = "import openrlhf_gpm.serving.trl"
+    run_without(CLUSTER | SERVE | {"vllm", "trl", "torch"}, code)
+
+
+def test_the_server_needs_its_extra_and_scoring_only():
+    code = "import openrlhf_gpm.serving.server, openrlhf_gpm.cli.serve"
+    run_without(CLUSTER | {"vllm", "peft", "datasets", "matplotlib", "patch_ng"}, code)
 
 
 @pytest.mark.parametrize("module", ["openrlhf_gpm", "openrlhf_gpm.plugin", "openrlhf_gpm.cli.main"])
