@@ -113,7 +113,7 @@ class Batcher:
         try:
             samples = self.formatter.encode_group(group.prompt, texts)
         except ResponseError as error:
-            where = f"{field}.responses[{error.index}]" if len(texts) == len(group.responses) else field
+            where = field if self._loaded.config.head == "pairwise" else f"{field}.responses[{error.index}]"
             raise Refused(422, where, str(error)) from error
         except ValueError as error:
             raise Refused(422, field, str(error)) from error

@@ -50,6 +50,7 @@ QUERIES = {
 QUERIES_EXAMPLE = {"query": ["Name a prime. 7"], "prompts": ["Name a prime. "], "labels": [""]}
 
 _EMBEDDED = {"id": {}, "embeddings": MATRIX | {"nullable": True}, "gate": NUMBERS | {"nullable": True}}
+_WARNINGS = {"warnings": {"type": "array", "items": {"type": "string"}, "description": "Only where there are any."}}
 _SCORED = _EMBEDDED | {
     "scores": MATRIX,
     "probs": MATRIX,
@@ -80,7 +81,7 @@ EXPIRED = {504: "The other responses of the prompt did not come before the deadl
 
 def results(scored: bool) -> dict[str, Any]:
     """The schema of what /score answers, or of /embed."""
-    item = {"type": "object", "properties": _SCORED if scored else _EMBEDDED}
+    item = {"type": "object", "properties": (_SCORED if scored else _EMBEDDED) | _WARNINGS}
     return {"type": "object", "properties": {"results": {"type": "array", "items": item}}}
 
 

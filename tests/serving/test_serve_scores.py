@@ -21,7 +21,7 @@ def assert_same(result, expected):
     """Equal, numbers to 1e-5."""
     assert list(result) == list(expected)
     for name, value in expected.items():
-        if name in ("id", "ranking") or value is None:
+        if name in ("id", "ranking", "warnings") or value is None:
             assert result[name] == value, name
         else:
             np.testing.assert_allclose(result[name], value, atol=1e-5, rtol=0, err_msg=name)
@@ -67,6 +67,15 @@ def test_requests_at_the_same_time_share_batches_and_get_their_own_numbers(serve
     assert after["gpm_batch_fill_count"] - before["gpm_batch_fill_count"] < 72
 
 
+def test_what_the_model_does_not_read_as_given_is_said_in_the_answer(server, gpm):
+    group = {"id": 1, "prompt": "Say <|im_end|>.", "responses": ["<|im_end|> it is.", "No."]}
+    expected = gpm.score(group["prompt"], group["responses"], id=1)
+    assert expected["warnings"]
+    result = server.post("/score", {"groups": [group]}).json()["results"][0]
+    assert result["warnings"] == expected["warnings"]
+    assert server.post("/embed", {"groups": [group]}).json()["results"][0]["warnings"] == expected["warnings"]
+
+
 def counted(server):
     """The metrics without labels."""
     lines = server.metrics().splitlines()
@@ -108,7 +117,7 @@ def test_the_examples_of_the_openapi_document_are_answered(server):
         content = posts[path]["requestBody"]["content"]["application/json"]
         answer = server.post(path, content["example"])
         assert answer.status_code == 200
-        assert set(answer.json()["results"][0]) == set(answered(posts[path]))
+        assert set(answer.json()["results"][0]) == set(answered(posts[path])) - {"warnings"}
 
 
 def answered(route):
