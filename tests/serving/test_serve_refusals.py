@@ -212,8 +212,8 @@ def test_what_is_refused_or_scored_is_not_in_the_log(guarded):
     headers = AUTHORIZED | {"content-type": "application/json"}
     httpx.post(f"{guarded.url}/score?{SECRET}=1", json={"groups": [GROUP]}, headers=headers, timeout=60)
     httpx.post(f"{guarded.url}/{SECRET}", json=GROUP, headers=headers, timeout=60)
-    bad = {"groups": [{"id": SECRET, "prompt": SECRET, "responses": [SECRET, 1]}]}
-    assert SECRET not in refused(guarded.post("/score", bad, headers=headers), 422, "groups[0]").json()["field"]
+    bad = {"groups": [{SECRET: SECRET, "prompt": SECRET}]}  # the answer names the columns that there are
+    assert SECRET in refused(guarded.post("/score", bad, headers=headers), 422, "groups[0]").json()["error"]
     query = {"query": [f"{SECRET} 7"], "prompts": [f"{SECRET} "], "labels": [SECRET]}
     refused(guarded.post("/get_reward", query, headers=headers), 504, "query")
     log = guarded.log.read_text() + guarded.out.read_text()
