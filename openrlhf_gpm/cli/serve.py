@@ -110,12 +110,12 @@ def run(args: argparse.Namespace) -> int:
 def make_service(args: argparse.Namespace, limits: Limits, keys: list[str], options: dict[str, Any]) -> "Service":
     """The service of the flags; its model is not loaded yet, but its files are checked."""
     from openrlhf_gpm.checkpoints.checkpoint import open_checkpoint
+    from openrlhf_gpm.fingerprint import fingerprint
     from openrlhf_gpm.scoring.backend import pick_device
     from openrlhf_gpm.scoring.scorer import GPM
     from openrlhf_gpm.serving.app import Service
     from openrlhf_gpm.serving.batching import Batcher
     from openrlhf_gpm.serving.cohort import Cohorts
-    from openrlhf_gpm.serving.identity import fingerprint
     from openrlhf_gpm.serving.metrics import Metrics
 
     if args.backend == "torch":

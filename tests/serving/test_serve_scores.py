@@ -95,7 +95,7 @@ def test_the_metrics_count_tokens_and_those_that_sharing_a_prompt_spares(server,
 
 
 def test_health_names_the_model_and_another_model_has_another_fingerprint(server, gpm_checkpoint, tmp_path):
-    from openrlhf_gpm.serving.identity import fingerprint
+    from openrlhf_gpm.fingerprint import fingerprint
 
     model = httpx.get(f"{server.url}/health", timeout=60).json()["model"]
     assert model["name"] == gpm_checkpoint.name
