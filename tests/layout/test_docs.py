@@ -36,6 +36,12 @@ def test_the_user_guide_explains_every_flag_of_ours(flags: set[str]):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_no_page_holds_marks_of_a_merge(page: Path):
+    lines = page.read_text(encoding="utf-8").splitlines()
+    assert [line for line in lines if re.match(r"(<<<<<<<|=======|>>>>>>>)( |$)", line)] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_test_on_a_page_exists(page: Path):
     tests = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py"))
     named = set(re.findall(r"`(test_\w+)`", page.read_text(encoding="utf-8")))
