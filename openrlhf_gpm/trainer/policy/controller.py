@@ -74,7 +74,9 @@ class BaseGroupPPOTrainer(_GroupStatistics, SyncPPOTrainer):
             ) from None
         finally:
             supervisor.finished.set()
-        if warning := circling(objectives.from_args(self.args), objectives.frozen_policies(self.args), self.cyclic_shares):
+        if warning := circling(
+            objectives.from_args(self.args), objectives.frozen_policies(self.args), self.cyclic_shares
+        ):
             logger.warning(warning)
 
 
