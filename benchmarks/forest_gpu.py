@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -174,6 +175,33 @@ def training(model: Any, size: str, shape: Any, pairs: int) -> Any:
     return report(name, lambda: step(False), lambda: step(True), groups, pairs, f"gradients to full {difference:.1e}")
 
 
+def launches(model: Any) -> None:
+    """How much of a scoring pass is the launching of kernels: as a CUDA graph, which launches once, and compiled."""
+    batch = collate_groups(make(8, 512, 64, 8, False), 0, True)
+    inputs = {name: x.to(DEVICE) for name, x in batch.inputs.items()}
+
+    @torch.inference_mode()
+    def run(forward: Callable[..., Any] = model) -> Any:
+        return forward(**inputs)
+
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        run()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        run()
+    ratio = compare(timed(run), timed(graph.replay), 7)
+    print(f"1B 8 x 512/64 K=8 as a CUDA graph: {ratio.median:.2f}x [{ratio.low:.2f}, {ratio.high:.2f}]", flush=True)
+    start = time.perf_counter()
+    compiled = torch.compile(model, dynamic=True)
+    run(compiled)
+    seconds = time.perf_counter() - start
+    ratio = compare(timed(run), timed(lambda: run(compiled)), 7)
+    interval = f"{ratio.median:.2f}x [{ratio.low:.2f}, {ratio.high:.2f}]"
+    print(f"1B 8 x 512/64 K=8 compiled in {seconds:.0f} s: {interval}", flush=True)
+
+
 def precision() -> None:
     """Error of bf16 embeddings against fp32 in full, at 1B: sharing costs no accuracy."""
     model = build(SHAPE_TINY if TINY else SHAPE_1B, torch.float32)
@@ -205,6 +233,8 @@ def main() -> None:
     OUTPUTS.mkdir(parents=True, exist_ok=True)
     (OUTPUTS / "forest_gpu.json").write_text(json.dumps({"card": card, "rows": rows}, indent=2) + "\n")
     print(f"written to {OUTPUTS / 'forest_gpu.json'}")
+    if not TINY:
+        launches(small.eval())
 
 
 if __name__ == "__main__":
