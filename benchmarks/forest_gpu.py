@@ -1,10 +1,10 @@
 """Forests on a GPU: the prompt once, in parts and in two flash calls, against OpenRLHF's padded path (`make gpu`).
 
 Llama shapes of 8B and 1B parameters with random bf16 weights, K responses per group. Every row compares its numbers
-with those of full encoding, and says how fast the trunk's own choice (`models/attention/choose.py`) is against the
-better of the two ways. Without a GPU a tiny model runs in fp32, to test the script.
+with those of full encoding, and says how fast two calls are against the better of the two ways: a trunk takes them
+wherever it can. Without a GPU a tiny model runs in fp32, to test the script: both ways are parts then.
 
-usage: python benchmarks/forest_gpu.py [--pairs 7] [--skip_8b]
+usage: python benchmarks/forest_gpu.py [--pairs 7] [--skip_8b] [--skip_scoring]
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from transformers import LlamaConfig
 
 from openrlhf_gpm.config import GPMConfig
 from openrlhf_gpm.core import preference_loss, preference_score
-from openrlhf_gpm.models.attention import choose
+from openrlhf_gpm.models.attention import flash
 from openrlhf_gpm.models.gpm import gpm_class
 from openrlhf_gpm.samples.batch import collate_groups
 from openrlhf_gpm.samples.forest import token_counts
@@ -38,26 +38,23 @@ SHAPE_1B = {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers":
 SHAPE_TINY = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 8}
 # groups, prompt, response, K, ragged: lengths between half and one and a half of these
 SCORING = [(8, 512, 64, 8, False), (16, 256, 64, 8, False), (8, 512, 64, 8, True), (2, 4096, 512, 8, False)]
-TRAINING = [(8, 256, 64, 2, False), (4, 512, 64, 2, False), (4, 256, 64, 4, False), (4, 512, 64, 4, False)]
-TRAINING += [(2, 512, 64, 8, False), (1, 4096, 512, 2, False)]
+TRAINING = [(32, 256, 64, 2, False), (16, 512, 64, 2, False), (16, 256, 64, 4, False), (16, 512, 64, 4, False)]
+TRAINING += [(8, 512, 64, 8, False), (4, 4096, 512, 2, False)]
 PEAK = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # dense bf16, per second
 
-WAYS: dict[str, Callable[..., bool] | None] = {
-    "parts": lambda *_: False,
-    "two calls": lambda *_: True,
-    "choice": None,
-}
+WAYS = ("parts", "two calls")
 
 
 @contextmanager
 def way(name: str) -> Iterator[None]:
     """How forests are read inside."""
-    own = choose.two_calls_pay
-    choose.two_calls_pay = WAYS[name] or own
+    own = flash.can_read
+    if name == "parts":
+        flash.can_read = lambda *_: False
     try:
         yield
     finally:
-        choose.two_calls_pay = own
+        flash.can_read = own
 
 
 def build(shape: dict[str, int], dtype: torch.dtype) -> Any:
@@ -107,7 +104,7 @@ def tera(model: Any, tokens: int, seconds: float) -> str:
 def report(
     name: str, full: Callable[[], object], run: Callable[[], object], groups: Any, pairs: int, tail: str
 ) -> Any:
-    """One row per way, and the choice's speed over that of the better way."""
+    """One row per way, and the speed of two calls over that of the better way."""
     ratios: dict[str, Ratio] = {}
     for each in WAYS:
         with way(each):
@@ -123,7 +120,7 @@ def report(
         interval = f"{ratio.median:5.2f}x [{ratio.low:.2f}, {ratio.high:.2f}] of {in_full / in_forest:.2f}"
         print(f"{name:32} {each:10} {interval}  {ratio.fast_seconds * 1e3:7.1f} ms", flush=True)
     best = max(ratios["parts"].median, ratios["two calls"].median)
-    print(f"{'':32} the choice is at {ratios['choice'].median / best:.2f} of the better; {tail}", flush=True)
+    print(f"{'':32} two calls are at {ratios['two calls'].median / best:.2f} of the better; {tail}", flush=True)
     return {"name": name, "bound": in_full / in_forest, **{each: vars(ratio) for each, ratio in ratios.items()}}
 
 
@@ -162,6 +159,13 @@ def training(model: Any, size: str, shape: Any, pairs: int) -> Any:
         score = preference_score(v[0::2], v[1::2], gate[batch.gate_at].repeat_interleave(shape[3] // 2, 0), 0.1)
         preference_loss(score, torch.ones_like(score)).backward()
 
+    def peak(share: bool) -> float:
+        if DEVICE == "cpu":
+            return float("nan")
+        torch.cuda.reset_peak_memory_stats()
+        step(share)
+        return torch.cuda.max_memory_allocated() / 2**30
+
     def gradients() -> torch.Tensor:
         return torch.cat([p.grad.flatten()[:100_000].float() for p in model.parameters() if p.grad is not None])
 
@@ -171,7 +175,28 @@ def training(model: Any, size: str, shape: Any, pairs: int) -> Any:
         step(True)
     difference = ((gradients() - want).norm() / want.norm()).item()
     name = f"train {size} {shape[0]} x {shape[1]}/{shape[2]} K={shape[3]}"
-    return report(name, lambda: step(False), lambda: step(True), groups, pairs, f"gradients to full {difference:.1e}")
+    tail = f"gradients to full {difference:.1e}; peak {peak(False):.0f} -> {peak(True):.0f} GiB"
+    return report(name, lambda: step(False), lambda: step(True), groups, pairs, tail)
+
+
+def launches(model: Any) -> None:
+    """How much of a scoring pass is the launching of kernels: a CUDA graph launches all of them at once."""
+    batch = collate_groups(make(8, 512, 64, 8, False), 0, True)
+    inputs = {name: x.to(DEVICE) for name, x in batch.inputs.items()}
+
+    @torch.inference_mode()
+    def run() -> Any:
+        return model(**inputs)
+
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        run()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        run()
+    ratio = compare(timed(run), timed(graph.replay), 7)
+    print(f"1B 8 x 512/64 K=8 as a CUDA graph: {ratio.median:.2f}x [{ratio.low:.2f}, {ratio.high:.2f}]", flush=True)
 
 
 def precision() -> None:
@@ -189,22 +214,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=7, help="ABBA pairs per row")
     parser.add_argument("--skip_8b", action="store_true", help="only the model of 1B parameters")
+    parser.add_argument("--skip_scoring", action="store_true", help="only training steps, and what launching costs")
     args = parser.parse_args()
     card = torch.cuda.get_device_name() if DEVICE == "cuda" else "CPU"
     print(f"{card}; torch {torch.__version__}, transformers {transformers.__version__}", flush=True)
     precision()
     rows, dtype = [], torch.float32 if TINY else torch.bfloat16
-    if not (args.skip_8b or TINY):
+    if not (args.skip_8b or args.skip_scoring or TINY):
         big = build(SHAPE_8B, dtype)
         rows += [scoring(big, "8B", shape, args.pairs) for shape in SCORING]
         del big
     size, small = ("tiny", build(SHAPE_TINY, dtype)) if TINY else ("1B", build(SHAPE_1B, dtype))
-    rows += [scoring(small, size, shape, args.pairs) for shape in SCORING]
+    rows += [] if args.skip_scoring else [scoring(small, size, shape, args.pairs) for shape in SCORING]
     small.train()
     rows += [training(small, size, shape, args.pairs) for shape in TRAINING]
     OUTPUTS.mkdir(parents=True, exist_ok=True)
     (OUTPUTS / "forest_gpu.json").write_text(json.dumps({"card": card, "rows": rows}, indent=2) + "\n")
     print(f"written to {OUTPUTS / 'forest_gpu.json'}")
+    if not TINY:
+        launches(small.eval())
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from openrlhf_gpm.samples.formatting import Encoded
 from openrlhf_gpm.scoring.torch_backend import TorchBackend
 
 SHAPES = ((256, 64), (512, 64))  # prompt, response: where sharing pays
-FALLBACKS = ((16, 128), (64, 128), (64, 64))  # where little is shared; K = 2 and 8
+SHORT = ((8, 256), (16, 128), (64, 128), (64, 64))  # where little is shared, in the first nothing; K = 2 and 8
 PAIRWISE_UP_TO = 8
 OTHER_LAYOUT = ("full encoding", "forest")
 
@@ -139,7 +139,7 @@ def main() -> None:
     paths = checkpoints()
     models = {name: load_gpm_fp32(paths[name]) for name in ("gpm", "pairwise")} | {"bt": load_bt(paths["bt"])}
     cases = [(p, r, k) for p, r in SHAPES for k in args.group_sizes]
-    cases += [(p, r, k) for p, r in FALLBACKS for k in (2, 8)]
+    cases += [(p, r, k) for p, r in SHORT for k in (2, 8)]
     rows = [row for case in cases for row in measure(*case, models, args.groups, args.pairs, args.arms)]
     print(lowest_choice(rows))
     OUTPUTS.mkdir(parents=True, exist_ok=True)

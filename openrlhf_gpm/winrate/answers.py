@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from openrlhf_gpm.core import bt_scores, cyclic_share, embed_rewards, group_scores
+from openrlhf_gpm.scoring.embeddings import key_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,6 +36,7 @@ class Answers:
 
     policy: str
     by_prompt: Mapping[str, Judged]
+    """By `key_of` the prompt."""
 
 
 def from_group_log(folder: Path, policy: str) -> Answers:
@@ -50,7 +52,7 @@ def from_group_log(folder: Path, policy: str) -> Answers:
         for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
             try:
                 row = json.loads(line)
-                found[json.dumps(row["prompt"], sort_keys=True)] = _judged(row)
+                found[key_of(row["prompt"])] = _judged(row)
             except (ValueError, KeyError) as error:
                 raise ValueError(f"{file}:{number} is no line of a group log ({error}): delete the file") from error
     return Answers(policy, found)

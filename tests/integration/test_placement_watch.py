@@ -19,6 +19,6 @@ def test_what_cannot_be_placed_is_named_with_what_is_free(ray_env):
     done = subprocess.run([sys.executable, "-c", SCRIPT], env=ray_env, capture_output=True, text=True, timeout=60)
     assert done.returncode == 1
     assert "first" in done.stdout
-    (line,) = [line for line in done.stderr.splitlines() if "could not be had" in line]
+    (line,) = [line for line in done.stdout.splitlines() if "could not be had" in line]
     assert "7 GPUs and 7 CPUs could not be had within 2 s" in line
     assert "6 GPUs and 14 CPUs" in line

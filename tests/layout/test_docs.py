@@ -24,8 +24,10 @@ def flags(flags_of) -> set[str]:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_flag_on_a_page_exists(page: Path, flags: set[str], flags_of):
+    scripts = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "benchmarks").glob("*.py"))
+    measured = set(re.findall(r'add_argument\("(--\w+)"', scripts))
     named = set(re.findall(r"--[a-z]+[._][\w.]*\w", page.read_text(encoding="utf-8")))
-    assert named - flags - set(flags_of(build_parser())) == set()
+    assert named - flags - set(flags_of(build_parser())) - measured == set()
 
 
 def test_the_user_guide_explains_every_flag_of_ours(flags: set[str]):
@@ -33,6 +35,12 @@ def test_the_user_guide_explains_every_flag_of_ours(flags: set[str]):
     ours = {flag for flag in flags if flag.removeprefix("--").startswith(PREFIXES)}
     assert {flag for flag in ours if f"`{flag}`" not in guide} == set()
     assert ours
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_no_page_holds_marks_of_a_merge(page: Path):
+    lines = page.read_text(encoding="utf-8").splitlines()
+    assert [line for line in lines if re.match(r"(<<<<<<<|=======|>>>>>>>)( |$)", line)] == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

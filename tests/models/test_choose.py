@@ -10,7 +10,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
 from openrlhf_gpm.config import GPMConfig
-from openrlhf_gpm.models.attention.choose import FORESTS, Renamed, read_forest, two_calls_pay
+from openrlhf_gpm.models.attention.choose import FORESTS, Renamed, read_forest
 from openrlhf_gpm.models.gpm import gpm_class
 from openrlhf_gpm.samples.batch import collate
 from openrlhf_gpm.samples.forest import collate_forest
@@ -52,16 +52,6 @@ def test_a_bias_by_places_in_the_row_is_an_error():
     x = torch.randn(1, 4, forest.position_ids.shape[1], 8)
     with pytest.raises(RuntimeError, match="SimpleNamespace adds a bias by places in the row"):
         read_forest(SimpleNamespace(is_causal=True), x, x, x, SENT, forest, position_bias=x)
-
-
-# The shapes that were measured in training: pairs are faster in parts, groups of four in two calls.
-
-
-@pytest.mark.parametrize(("S", "W", "K", "calls"), [(256, 64, 2, False), (512, 64, 4, True), (512, 64, 8, True)])
-def test_training_takes_two_calls_where_these_save_enough_copies_of_keys(S, W, K, calls):
-    forest = collate_forest([group([5] * S, *([10 + i] * W for i in range(K))) for _ in range(4)])["forest"]
-    assert two_calls_pay(forest, training=True) is calls
-    assert two_calls_pay(forest, training=False)
 
 
 def test_a_sample_of_one_token_is_not_taken_for_a_forest():
@@ -158,8 +148,7 @@ def test_on_a_gpu_a_forest_of_bf16_is_read_in_two_calls_and_gives_what_full_enco
 
 @pytest.mark.gpu
 def test_on_a_gpu_the_gradients_of_bf16_are_as_near_to_fp32_as_those_of_full_encoding(new_config):
-    many = [group(range(20, 84), *([60 + i] * 16 for i in range(8))) for _ in range(2)]
-    assert two_calls_pay(collate_forest(many)["forest"], training=True)
+    many = [group(list(range(20, 84)) * 8, *([60 + i] * 16 for i in range(8))) for _ in range(2)]
     samples = [sample for members in many for sample in members]
 
     def gradients(model, batch):

@@ -206,6 +206,11 @@ def test_the_kernels_of_torch_are_as_near_to_fp64_as_full_precision_parts_in_bf1
     forest = forest.to("cuda")
     assert flash.can_read(*leaves, 0.0)
     got = results(lambda *qkv: flash.read(*qkv, forest, d**-0.5), leaves)
+
+    def rms(x):
+        return x.square().mean().sqrt()
+
+    # The output is rounded to 2^-8 before the gradients are taken from it; those of queries and keys are differences.
+    rounding = 2**-8 * max(map(rms, expected))
     for mine, want in zip(got, expected, strict=True):
-        error = (mine.double().cpu() - want).abs().max() / want.abs().max()
-        assert error <= 2e-2, error
+        assert rms(mine.double().cpu() - want) <= 2e-2 * rms(want) + rounding

@@ -28,22 +28,6 @@ FLASH_FORESTS = {
 FORESTS = {"sdpa": "sdpa_forest"} | FLASH_FORESTS
 """Attention of transformers -> the name of the same attention that reads forests too."""
 
-COPIES = 256
-"""Keys that a training step must save per segment for two flash calls to be faster than parts.
-
-A segment is a prefix or a branch. Parts copy a prefix's keys to each of its branches; two calls copy nothing, but run
-twice, forward and backward. Measured on one H200 in training steps of 1B parameters: 8 pairs of 256 + 64 tokens save
-171 keys per segment, and took 1.21 times as long in two calls as in parts; 4 groups of 4 responses of 512 + 64 tokens
-save 410, and took 0.75 times as long. Scoring was faster in two calls wherever it was measured.
-"""
-
-
-def two_calls_pay(forest: Forest, training: bool) -> bool:
-    """Whether two flash calls read a forest faster than parts do, on a machine that can do both."""
-    segments = len(forest.own.queries) - 1
-    copied = len(forest.keys) - forest.position_ids.shape[1]
-    return not training or copied >= COPIES * segments
-
 
 def read_forest(
     module: torch.nn.Module,
@@ -63,8 +47,7 @@ def read_forest(
     one_element = attention_mask is not None and attention_mask.numel() == 1
     if forest is not None and one_element:
         _check_exact(module, forest, **kwargs)
-        dropout = kwargs.get("dropout", 0.0)
-        if flash.can_read(query, key, value, dropout) and two_calls_pay(forest, module.training):
+        if flash.can_read(query, key, value, kwargs.get("dropout", 0.0)):
             return flash.read(query, key, value, forest, kwargs.get("scaling")), None
         return sdpa.read(module, query, key, value, forest, **kwargs), None
     if forest is not None or (one_element and key.shape[-2] > 1):  # a sample of one token has such a mask too

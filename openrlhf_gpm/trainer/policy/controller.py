@@ -74,13 +74,18 @@ class BaseGroupPPOTrainer(_GroupStatistics, SyncPPOTrainer):
             ) from None
         finally:
             supervisor.finished.set()
-        if warning := circling(objectives.from_args(self.args), self.cyclic_shares):
+        if warning := circling(
+            objectives.from_args(self.args), objectives.frozen_policies(self.args), self.cyclic_shares
+        ):
             logger.warning(warning)
 
 
-def circling(objective: objectives.Objective, cyclic_shares: list[float]) -> str | None:
-    """What to say at the end of a run whose last policy cannot be trusted: its judge is cyclic, and nothing pulls."""
-    if not objective.own_loss or objective.needs or not cyclic_shares:
+def circling(objective: objectives.Objective, frozen: tuple[str, ...], cyclic_shares: list[float]) -> str | None:
+    """What to say at the end of a run whose last policy cannot be trusted: its judge is cyclic, and nothing is frozen.
+
+    frozen: the frozen policies of the run; cyclic_shares: of the judge's scores, per step.
+    """
+    if not objective.own_loss or frozen or not cyclic_shares:
         return None
     share = sum(cyclic_shares) / len(cyclic_shares)
     if share < CYCLIC:
