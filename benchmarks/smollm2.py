@@ -50,7 +50,7 @@ def checkpoints(root: Path = OUTPUTS / "models") -> dict[str, Path]:
         (path / "config.json").write_text(json.dumps(config | extra[name]))
         rows = head if name == "gpm" else head[:1]
         save_file(trunk | {"score.weight": rows.contiguous()}, path / "model.safetensors", {"format": "pt"})
-        for file in base.glob("tokenizer*"):
+        for file in (*base.glob("tokenizer*"), *base.glob("chat_template*")):
             (path / file.name).write_bytes(file.read_bytes())
     return paths
 

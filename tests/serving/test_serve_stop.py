@@ -33,6 +33,32 @@ def test_a_stop_answers_what_was_taken_and_refuses_who_waits_for_others(start, g
     assert "Traceback" not in server.log.read_text()
 
 
+def test_a_server_that_is_killed_leaves_errors_and_no_wrong_number(start, gpm):
+    server: Served = start()
+    server.wait_until_ready()
+    groups = [{"prompt": f"Name prime {n}. " * 8, "responses": ["7", "9", "11", "13"]} for n in range(8)]
+    expected = [gpm.score(**group)["mean_scores"] for group in groups]
+    answered = []
+
+    def client(first: int) -> httpx.TransportError:
+        while True:
+            for n in (*range(first, 8), *range(first)):
+                try:
+                    answer = server.post("/score", {"groups": [groups[n]]})
+                except httpx.TransportError as error:
+                    return error
+                answered.append((n, answer.json()["results"][0]["mean_scores"]))
+
+    with ThreadPoolExecutor(8) as pool:
+        clients = [pool.submit(client, first) for first in range(8)]
+        server.until(lambda: len(answered) >= 16)
+        server.process.kill()
+        for running in clients:
+            assert running.result()
+    for n, scores in answered:
+        np.testing.assert_allclose(scores, expected[n], atol=1e-5, rtol=0)
+
+
 def busy(server):
     """Whether one call waits in a cohort, and the model works on another."""
     text = server.metrics()
