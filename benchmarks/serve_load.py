@@ -1,6 +1,7 @@
 """A server under load: clients that each wait for their answer, against a program that scores one text at a time.
 
-SmolLM2-135M in fp32. Every answer is compared with the offline scorer's numbers; its memory is read before and after. The other arm is the same model in this process, one response per forward pass, alone on the machine.
+SmolLM2-135M in fp32. Every answer is compared with the offline scorer's numbers; the server's memory is read too. The
+other arm is the same model in this process, one response per forward pass, alone on the machine.
 
 usage: python benchmarks/serve_load.py [--clients 64] [--seconds 60] [--prompt 512] [--response 64] [--responses 8]
 """
