@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed-$(shell cat requirements/cpu.txt requirements/dev.tx
 OPENRLHF := $(shell sed -n 's/^openrlhf==//p' requirements/cpu.txt)
 SERIES := patches/openrlhf-$(OPENRLHF)
 CPU := . examples/cpu/env.sh &&
-BENCHMARKS := $(filter-out $(addprefix benchmarks/,timing.py smollm2.py forest_gpu.py gpu.py),$(wildcard benchmarks/*.py))
+BENCHMARKS := $(filter-out $(addprefix benchmarks/,timing.py smollm2.py forest_gpu.py gpu.py transformers4.py),$(wildcard benchmarks/*.py))
 # Without these a CPU's ratios measure page faults: glibc would give large tensors back to the system and take them again.
 MALLOC := MALLOC_MMAP_THRESHOLD_=1073741824 MALLOC_TRIM_THRESHOLD_=4294967296 MALLOC_TOP_PAD_=536870912
 
@@ -15,7 +15,7 @@ MALLOC := MALLOC_MMAP_THRESHOLD_=1073741824 MALLOC_TRIM_THRESHOLD_=4294967296 MA
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test lint type patch-check patch-manifest unit integration recipes bench gpu clean
+.PHONY: help install quickstart test lint type patch-check patch-manifest unit integration recipes bench gpu old-transformers clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' Makefile
@@ -73,6 +73,11 @@ bench: install ## one script per claim in benchmarks/; prints ratios measured si
 GPU_PYTHON ?= python3
 gpu: ## what needs a GPU, in 8 minutes: tests, train_rm in bf16, speed of shared prompts, self-play; GPU_PYTHON=... names the interpreter
 	$(GPU_PYTHON) benchmarks/gpu.py
+
+old-transformers: install ## scores of one exported GPM, by transformers 4 and by 5: at most 1e-5 apart
+	rm -rf build/transformers4
+	$(BIN)/python -m pip install -q --no-deps --target build/transformers4 -r requirements/transformers4.txt
+	PYTHONPATH=. $(BIN)/python benchmarks/transformers4.py build/transformers4
 
 patch-manifest: $(STAMP) ## after editing a patch: rewrite manifest.json
 	rm -rf build/pristine

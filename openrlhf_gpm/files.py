@@ -19,11 +19,16 @@ AT_FDCWD, RENAME_EXCHANGE = -100, 2
 
 @contextmanager
 def temporary(path: Path) -> Iterator[Path]:
-    """A name to write a file to; the file becomes `path` when the block ends, and on an error it disappears."""
+    """A name to write a file to; the file becomes `path` when the block ends, and on an error it disappears.
+
+    A symbolic link stays, and what it names is written; so in all functions here.
+    """
+    path = path.resolve()
     new = _new(path)
     try:
-        yield new
-        os.replace(new, path)
+        with naming(path):
+            yield new
+            os.replace(new, path)
     finally:
         new.unlink(missing_ok=True)
 
@@ -37,9 +42,10 @@ def write(path: Path, content: str | bytes) -> None:
 @contextmanager
 def replacing(*paths: Path) -> Iterator[list[TextIO]]:
     """Text files to write to; they replace `paths`, one by one, when the block ends; on an error none does."""
+    paths = tuple(path.resolve() for path in paths)
     new = [_new(path) for path in paths]
     try:
-        with ExitStack() as stack:
+        with naming(*paths), ExitStack() as stack:
             yield [stack.enter_context(open(path, "w", encoding="utf-8", newline="\n")) for path in new]
         for source, path in zip(new, paths, strict=True):
             os.replace(source, path)
@@ -49,9 +55,20 @@ def replacing(*paths: Path) -> Iterator[list[TextIO]]:
 
 
 @contextmanager
+def naming(*paths: Path) -> Iterator[None]:
+    """Add to errors of the system what was being written; a full disk names no file by itself."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = ", ".join(map(str, paths))
+        raise
+
+
+@contextmanager
 def growing(partial: Path, path: Path) -> Iterator[TextIO]:
     """`partial`, opened to append; it becomes `path` when the block ends, and on an error it stays to be continued."""
-    with open(partial, "a", encoding="utf-8", newline="\n") as file:
+    with naming(partial), open(partial, "a", encoding="utf-8", newline="\n") as file:
         yield file
     os.replace(partial, path)
 
@@ -62,7 +79,7 @@ def complete_directory(path: Path) -> Iterator[Path]:
 
     What earlier blocks left whose process was killed is removed first.
     """
-    path = path.absolute()
+    path = path.resolve()
     new, owner = _own_directory(path)
     try:
         yield new
@@ -78,6 +95,7 @@ def replace_directory(new: Path, path: Path) -> None:
     Where the system cannot exchange two names (not Linux, some network file systems), a process that is killed between
     two renames leaves the old directory as `.NAME.old-...`.
     """
+    path = path.resolve()
     if not path.exists():
         new.rename(path)
     elif _exchange(new, path):

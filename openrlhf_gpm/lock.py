@@ -22,11 +22,7 @@ def lock(file: Path, name: str) -> None:
     """
     if file in _held:
         return
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
-    except OSError as error:
-        raise ValueError(f"{name} cannot be written to: {error.strerror}; name another place") from error
+    descriptor = _open(file, name)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -37,9 +33,29 @@ def lock(file: Path, name: str) -> None:
         ) from None
     except OSError as error:
         logger.warning(f"{name}: this file system has no locks ({error.strerror}); start no second run there")
+    if not _is(descriptor, file):  # the run that held it removed the file after we opened it
+        os.close(descriptor)
+        lock(file, name)
+        return
     os.ftruncate(descriptor, 0)
     os.write(descriptor, f"pid {os.getpid()} on {socket.gethostname()}\n".encode())
     _held[file] = descriptor
+
+
+def _open(file: Path, name: str) -> int:
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        return os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise ValueError(f"{name} cannot be written to: {error.strerror}; name another place") from error
+
+
+def _is(descriptor: int, file: Path) -> bool:
+    """Whether an open descriptor is that of the file now at this path."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(file))
+    except FileNotFoundError:
+        return False
 
 
 def release(file: Path) -> None:

@@ -9,6 +9,7 @@ named. So apply and revert are idempotent, and complete a run that was cut off h
 from __future__ import annotations
 
 import compileall
+import errno
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -20,6 +21,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from openrlhf_gpm.outputs import one_writer
 
 
 class PatchError(ValueError):
@@ -147,8 +150,20 @@ def _switch(goal: str, openrlhf: Path | None, series: Series | None) -> list[str
     """Bring every file to its `goal` state. Check all, compute all in a scratch copy, stage all, rename one by one."""
     series = series or installed_series()
     found = status(openrlhf, series)
-    site = found.openrlhf.parent
     check_known(found, series)
+    site = found.openrlhf.parent
+    if all(state == goal for state in found.files.values()) and not _left_waiting(site, series):
+        return []
+    with one_writer(found.openrlhf):
+        for new in _left_waiting(site, series):
+            new.unlink()
+            _remove_empty(new.parent)
+        return _switch_files(goal, status(openrlhf, series), series)
+
+
+def _switch_files(goal: str, found: Status, series: Series) -> list[str]:
+    """`_switch`, alone in the package."""
+    site = found.openrlhf.parent
     todo = {path for path, state in found.files.items() if state != goal}
     for target in [found.openrlhf, *(site / path for path in sorted(todo))]:
         if target.is_symlink():
@@ -177,7 +192,7 @@ def _replace(root: Path, site: Path, paths: list[str]) -> None:
         for path in paths:
             target = site / path
             if (root / path).exists():
-                new = target.with_name(f".{target.name}.openrlhf-gpm")
+                new = _staged_name(target)
                 staged.append((new, target))
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(root / path, new)
@@ -188,10 +203,9 @@ def _replace(root: Path, site: Path, paths: list[str]) -> None:
             if new.is_file():
                 new.unlink()
             _remove_empty(target.parent)
-        raise PatchError(
-            f"cannot write {error.filename}: {error.strerror}; nothing was changed; "
-            "run as the owner of this Python environment"
-        ) from error
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        remedy = "free space there" if full else "run as the owner of this Python environment"
+        raise PatchError(f"cannot write {error.filename}: {error.strerror}; nothing was changed; {remedy}") from error
     for new, target in staged:
         os.replace(new, target)
         # Python would keep the old bytecode for a new file with the same size and the same second.
@@ -200,6 +214,16 @@ def _replace(root: Path, site: Path, paths: list[str]) -> None:
         target.unlink()
         Path(importlib.util.cache_from_source(str(target))).unlink(missing_ok=True)
         _remove_empty(target.parent)
+
+
+def _staged_name(target: Path) -> Path:
+    """Where a file waits beside its place until all files are there."""
+    return target.with_name(f".{target.name}.openrlhf-gpm")
+
+
+def _left_waiting(site: Path, series: Series) -> list[Path]:
+    """What a run that was killed left."""
+    return [new for path in series.files if (new := _staged_name(site / path)).is_file()]
 
 
 def _remove_empty(folder: Path) -> None:

@@ -37,6 +37,12 @@ class GPMPlugin(Plugin):
             help="bt: OpenRLHF's Bradley-Terry reward, one number per response; gpm: a General Preference Model, one "
             "embedding per response, which can express cyclic preferences (arXiv 2410.02197)",
         )
+        parser.add_argument(
+            "--trust_remote_code",
+            action="store_true",
+            help="with a GPM or an objective of this package: run code that a model brings (auto_map); "
+            "without it such a model is refused",
+        )
         if command == "train_rm":
             from openrlhf_gpm.trainer.reward.flags import add_flags
         else:

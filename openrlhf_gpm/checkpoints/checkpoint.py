@@ -4,6 +4,7 @@ Everything that can be wrong with a checkpoint is found before the model is buil
 the safetensors files alone, and reported in one line.
 """
 
+import json
 import os
 from copy import deepcopy
 from dataclasses import dataclass
@@ -14,11 +15,13 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel
 
-from openrlhf_gpm.checkpoints.tensors import MISSING, adapter_shapes, check_head, tensor_shapes
+from openrlhf_gpm.checkpoints.tensors import MISSING, adapter_shapes, check_dtypes, check_head, tensor_shapes
+from openrlhf_gpm.checkpoints.trust import check_template, check_trust
 from openrlhf_gpm.config import GPMConfig
-from openrlhf_gpm.files import complete_directory, one_line, read_object
+from openrlhf_gpm.files import complete_directory, one_line, read_object, write
 from openrlhf_gpm.models.attention.choose import FORESTS
 from openrlhf_gpm.models.gpm import gpm_class
+from openrlhf_gpm.models.transformers4 import old_names
 from openrlhf_gpm.models.trunks import forest_obstacle, max_positions, sliding_window
 from openrlhf_gpm.samples.formatting import Formatter
 
@@ -35,6 +38,14 @@ class Checkpoint:
 
     adapter_base: Path | None = None
     """Directory or name of the base model, if this is a LoRA adapter."""
+
+    trust_remote_code: bool = False
+    """Whether the user allowed the model's own code to run."""
+
+    @property
+    def folders(self) -> list[tuple[str, Path]]:
+        """What is read of it, for `check_output`."""
+        return [("the model", self.path)] + ([("its base model", self.adapter_base)] if self.adapter_base else [])
 
     @property
     def is_gpm(self) -> bool:
@@ -54,10 +65,12 @@ class Checkpoint:
     def tokenizer(self) -> Any:
         """Its tokenizer. Raises ValueError if there is none that transformers can read."""
         try:
-            return AutoTokenizer.from_pretrained(str(self.path))
+            tokenizer = AutoTokenizer.from_pretrained(str(self.path), trust_remote_code=self.trust_remote_code)
         except Exception as error:  # transformers and tokenizers raise many kinds for a damaged file, even a bare one
             text = f"{self.path} holds no tokenizer that transformers can read: copy the base model's"
-            raise ValueError(text) from error
+            raise ValueError(f"{text} ({one_line(error) or type(error).__name__})") from error
+        check_template(tokenizer, self.path)
+        return tokenizer
 
     @property
     def positions(self) -> int | None:
@@ -86,10 +99,11 @@ class Checkpoint:
         return forest_obstacle(self.hf, attn_implementation)
 
 
-def open_checkpoint(path: Checkpoint | str | os.PathLike[str]) -> Checkpoint:
+def open_checkpoint(path: Checkpoint | str | os.PathLike[str], trust_remote_code: bool = False) -> Checkpoint:
     """Open a checkpoint's directory. An open checkpoint is returned as it is.
 
-    Raises ValueError if there is no such directory, or no config.json in it that transformers can read.
+    Raises ValueError if there is no such directory, if transformers cannot read its config.json, and, unless
+    trust_remote_code, if it brings code of its own.
     """
     if isinstance(path, Checkpoint):
         return path
@@ -99,22 +113,25 @@ def open_checkpoint(path: Checkpoint | str | os.PathLike[str]) -> Checkpoint:
     if not directory.is_dir():
         raise ValueError(f"{directory} is not a directory: give the directory of a GPM checkpoint")
     read_object(directory / "config.json", MISSING)
+    for part in dict.fromkeys((path, directory, base or path)):
+        check_trust(part, trust_remote_code)
     try:
-        hf = AutoConfig.from_pretrained(directory)
+        hf = AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code)
     except Exception as error:  # a wrong value raises whatever the model's own checks raise, ZeroDivisionError too
         text = f"{directory / 'config.json'}: transformers cannot read it: {one_line(error)}"
         raise ValueError(text) from error
     text = hf.get_text_config()
     if text.pad_token_id is not None and text.pad_token_id >= text.vocab_size:
         text.pad_token_id = None  # added for training and never trained: any id pads, and torch would refuse this one
-    return Checkpoint(path, hf, base)
+    return Checkpoint(path, hf, base, trust_remote_code)
 
 
-def open_pretrained(name: str, flag: str) -> Checkpoint:
+def open_pretrained(name: str, flag: str, trust_remote_code: bool = False) -> Checkpoint:
     """Open what a command of OpenRLHF starts from: a GPM or another model, in a directory or on the Hub.
 
     Raises ValueError, which names the `flag` that gave it, for what OpenRLHF cannot load: a model that transformers
-    cannot read, a LoRA adapter, or a GPM in the layout of a plain classifier.
+    cannot read, a LoRA adapter, or a GPM in the layout of a plain classifier; and for a model with code of its own,
+    unless trust_remote_code.
     """
     if os.path.isdir(name) and _adapter_base(Path(name)) is not None:
         raise ValueError(
@@ -122,7 +139,12 @@ def open_pretrained(name: str, flag: str) -> Checkpoint:
             "--to gpm`"
         )
     try:
-        checkpoint = Checkpoint(Path(name), AutoConfig.from_pretrained(name))
+        check_trust(name, trust_remote_code)
+    except ValueError as error:
+        raise ValueError(f"{flag} {error}") from error
+    try:
+        hf = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
+        checkpoint = Checkpoint(Path(name), hf, trust_remote_code=trust_remote_code)
     except Exception as error:  # as in `open_checkpoint`
         raise ValueError(f"{flag} {name} is not a model that transformers can read: {one_line(error)}") from error
     if checkpoint.is_gpm and checkpoint.gpm.layout == "classifier":
@@ -184,6 +206,8 @@ def load_gpm(
     if adapter:
         shapes |= adapter_shapes(checkpoint.path)
     check_head(checkpoint.path, checkpoint.gpm, checkpoint.hidden_size, shapes)
+    if base.is_dir():
+        check_dtypes(base, hasattr(checkpoint.hf, "quantization_config"))
 
     try:
         model_class: Any = gpm_class(checkpoint.hf, packing_samples)
@@ -192,6 +216,7 @@ def load_gpm(
             config=checkpoint.hf,
             dtype=dtype or "auto",
             attn_implementation=attn_implementation,
+            use_safetensors=True,
             output_loading_info=True,
         )
     except (RuntimeError, OSError) as error:  # trunk tensors of another size than config.json says; no such base
@@ -200,6 +225,11 @@ def load_gpm(
     missing = sorted(set(report["missing_keys"]) - in_adapter)
     if missing:
         raise ValueError(_missing(base, missing))
+    if unplaced := sorted(report["unexpected_keys"]):
+        raise ValueError(
+            f"{base}: {len(unplaced)} tensors have no place in the model that config.json describes, first "
+            f"{unplaced[0]}: restore config.json, or remove the tensors"
+        )
     if adapter:
         model = _merge_adapter(model, checkpoint.path)
     return model.to(device or "cpu").eval()
@@ -220,6 +250,8 @@ def save_gpm(model: PreTrainedModel, tokenizer: Any, path: str | os.PathLike[str
         model.save_pretrained(new)
         if not (new / "config.json").exists():  # PEFT leaves it out, and an adapter needs `gpm`
             model.config.save_pretrained(new)
+        config = read_object(new / "config.json", MISSING)
+        write(new / "config.json", json.dumps(old_names(config) | config, indent=2) + "\n")
         tokenizer.save_pretrained(new)
 
 

@@ -16,6 +16,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,8 @@ from openrlhf_gpm.checkpoints.tensors import INDEX, check_head
 from openrlhf_gpm.config import GPMConfig
 from openrlhf_gpm.files import complete_directory
 from openrlhf_gpm.models.gpm import gpm_class
+from openrlhf_gpm.models.transformers4 import old_names
+from openrlhf_gpm.outputs import check_output, one_writer
 
 SOURCES = ("authors", "bt", "gpm", "classifier")
 TARGETS = ("gpm", "classifier")
@@ -51,6 +54,7 @@ def convert(
     *,
     log: Callable[[str], None] = logger.info,
     progress: Progress = iter,
+    trust_remote_code: bool = False,
 ) -> GPMConfig:
     """Write the checkpoint in directory `source` to the new directory `target` in another layout.
 
@@ -62,6 +66,7 @@ def convert(
         normalize: whether embeddings have length 1; for "authors" only.
         log: called with one line per decision.
         progress: wraps the list of tensor files.
+        trust_remote_code: run code that the source brings; without it such a source is refused.
 
     Returns:
         The settings under `gpm` in the new config.json.
@@ -70,9 +75,25 @@ def convert(
         ValueError: the source is not what `from_` says, incomplete or damaged, a setting is missing or does not apply,
             or the target is not empty. `target` appears only when it is complete.
     """
-    source, target = Path(source), Path(target).absolute()
+    source = Path(source)
+    target = check_output(target, "--output", [("--input", source)])
     _check_arguments(source, target, from_, to, tau, normalize)
-    checkpoint = open_checkpoint(source)
+    with one_writer(target):
+        return _convert(source, target, from_, to, tau, normalize, log, progress, trust_remote_code)
+
+
+def _convert(
+    source: Path,
+    target: Path,
+    from_: str,
+    to: str,
+    tau: float | None,
+    normalize: bool | None,
+    log: Callable[[str], None],
+    progress: Progress,
+    trust_remote_code: bool,
+) -> GPMConfig:
+    checkpoint = open_checkpoint(source, trust_remote_code)
     if checkpoint.adapter_base is not None:
         return _convert_adapter(checkpoint, target, from_, to, log=log, progress=progress)
     if from_ == to:
@@ -125,6 +146,7 @@ def _convert_adapter(checkpoint: Checkpoint, target: Path, from_: str, to: str, 
             f"{checkpoint.path} is a LoRA adapter: merge it into its base model first (OpenRLHF: python -m "
             "openrlhf.cli.lora_combiner --is_rm)"
         )
+    check_output(target, "--output", checkpoint.folders)
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.merged-") as folder:
         tokenizer = checkpoint.tokenizer()
@@ -134,7 +156,9 @@ def _convert_adapter(checkpoint: Checkpoint, target: Path, from_: str, to: str, 
         save_gpm(model, tokenizer, merged)
         config: GPMConfig = model.gpm_config
         del model
-        return config if to == "gpm" else convert(merged, target, "gpm", to, **options)
+        if to == "gpm":
+            return config
+        return _convert(merged, target, "gpm", to, None, None, options["log"], options["progress"], False)
 
 
 def _from_classifier(draft: Draft) -> None:
@@ -194,6 +218,7 @@ def _to_classifier(draft: Draft) -> None:
         "problem_type": "regression",  # vLLM then returns the raw numbers
         "pad_token_id": _pad_token_id(draft),
         **label_keys(_classifier_rows(gpm)),
+        **{name: value for name, value in old_names(draft.config).items() if name not in draft.config},
     }
     config = draft.config
     record["replaced"] = {key: config[key] for key, value in new.items() if key in config and config[key] != value}
@@ -214,7 +239,7 @@ def _check_classifier(draft: Draft) -> None:
     rows = _classifier_rows(draft.gpm)
     names: set[str] = set()
     if model_class is not None:
-        config = type(draft.hf).from_dict(draft.config)
+        config = type(draft.hf).from_dict(deepcopy(draft.config))  # which moves keys in it
         with torch.device("meta"):
             model = model_class(config)
         prefix = f"{model.base_model_prefix}."

@@ -9,6 +9,7 @@ from openrlhf_gpm.checkpoints.draft import Draft, check_shapes, check_trunk, lab
 from openrlhf_gpm.checkpoints.shards import rename
 from openrlhf_gpm.config import GPMConfig
 from openrlhf_gpm.models.gpm import OUTPUT_LAYERS, gpm_class
+from openrlhf_gpm.models.transformers4 import old_names
 
 # Their config.json has no fields for these. tau 0.1: table 12 of the paper; L2: A.2; both as in the authors' scripts.
 AUTHORS = ("GPM-Gemma-2B", "GPM-Gemma-2-2B", "GPM-Gemma-2-9B", "GPM-Llama-3.1-8B", "GPM-Llama-3.1-8B-Instruct")
@@ -128,7 +129,7 @@ def _become_gpm(draft: Draft, gpm: GPMConfig) -> None:
         del draft.plan[name]
     draft.config["architectures"] = [gpm_class(draft.hf).__name__]
     draft.config["gpm"] = gpm.to_dict()
-    draft.config |= label_keys(gpm.head_rows)
+    draft.config = old_names(draft.config) | draft.config | label_keys(gpm.head_rows)
     draft.leave_out |= {"README.md", "generation_config.json"}
 
 

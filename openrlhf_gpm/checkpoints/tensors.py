@@ -10,12 +10,17 @@ from openrlhf_gpm.files import one_line, read_object
 
 Shapes = dict[str, tuple[int, ...]]
 INDEX = "model.safetensors.index.json"
+FLOATS = ("F64", "F32", "F16", "BF16")
 MISSING = "give the directory of a GPM checkpoint"
 """Remedy for a missing JSON file."""
 
 
 def tensor_files(path: Path) -> list[Path]:
     """A directory's safetensors files, those of its index if it has one. Raises ValueError if there are none."""
+    if (path / INDEX).exists() and (path / "model.safetensors").exists():
+        raise ValueError(
+            f"{path} has both model.safetensors and {INDEX}, and only one can be the model: delete the older"
+        )
     if (path / INDEX).exists():
         weight_map = read_object(path / INDEX, MISSING).get("weight_map")
         if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
@@ -48,13 +53,32 @@ def tensor_header(file: Path) -> Shapes:
         raise ValueError(f"{file} is missing or damaged ({one_line(error)}): copy or save it again") from error
 
 
+def check_dtypes(path: Path, quantized: bool) -> None:
+    """Raise ValueError for weights that are not floating point, unless config.json says how they were quantized."""
+    for file in [] if quantized else tensor_files(path):
+        with safe_open(file, framework="pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118
+                dtype = tensors.get_slice(name).get_dtype()
+                if name.endswith(".weight") and dtype not in FLOATS:
+                    raise ValueError(
+                        f"{file}: {name} is {dtype}, but config.json has no quantization_config that says what it "
+                        "means: save the model in bf16, fp16 or fp32"
+                    )
+
+
 def adapter_shapes(path: Path) -> Shapes:
     """Name (as in the merged model) and shape of every tensor that an adapter stores whole."""
     if (path / "adapter_model.safetensors").exists():
         shapes = tensor_header(path / "adapter_model.safetensors")
     elif (path / "adapter_model.bin").exists():  # OpenRLHF writes this one under ZeRO-3
-        tensors = torch.load(path / "adapter_model.bin", map_location="cpu", weights_only=True)
-        shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
+        try:
+            tensors = torch.load(path / "adapter_model.bin", map_location="cpu", weights_only=True)
+            shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
+        except Exception as error:  # torch, pickle and zipfile raise many kinds; weights_only never runs what it reads
+            raise ValueError(
+                f"{path / 'adapter_model.bin'} is damaged, or holds more than tensors: save the adapter again as "
+                "safetensors"
+            ) from error
     else:
         raise ValueError(f"{path} has no adapter_model.safetensors: the adapter is incomplete, copy or save it again")
     return {key.removeprefix("base_model.model."): shape for key, shape in shapes.items()}

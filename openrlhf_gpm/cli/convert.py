@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+from openrlhf_gpm.cli.scorer_flags import add_trust_flag
+
 EXAMPLE = """\
 layouts:
   authors      the GPM authors' released checkpoints: value_head, prompt_head, no settings in config.json
@@ -46,6 +48,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         action=argparse.BooleanOptionalAction,
         help="whether an authors' checkpoint scales embeddings to length 1 (default: yes for the released models)",
     )
+    add_trust_flag(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -61,6 +64,7 @@ def run(args: argparse.Namespace) -> int:
         args.to,
         tau=args.tau,
         normalize=args.normalize,
+        trust_remote_code=args.trust_remote_code,
         log=print,
         progress=lambda files: tqdm(files, unit="file"),
     )

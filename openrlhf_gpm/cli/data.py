@@ -1,26 +1,27 @@
 """`openrlhf-gpm data`: check, split and merge preference data, and build cyclic sets."""
 
 import argparse
-import textwrap
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from openrlhf_gpm.cli.data_check import check
 from openrlhf_gpm.cli.data_help import CHECK, CYCLE, CYCLIC, EXAMPLES, MERGE, SPLIT
+from openrlhf_gpm.cli.scorer_flags import add_trust_flag
 from openrlhf_gpm.data.bad_rows import BadRows
 from openrlhf_gpm.data.cyclic import ULTRAFEEDBACK, cycle_comparisons, cyclic_sets, omissions, synthetic_cycle
-from openrlhf_gpm.data.grouping import as_pairs, merge_prompts, split_by_prompt
-from openrlhf_gpm.data.groups import form_title, normalise_group
+from openrlhf_gpm.data.grouping import as_pairs, is_held_out, short_hash
+from openrlhf_gpm.data.groups import normalise_group
 from openrlhf_gpm.data.prompts import prompt_key
 from openrlhf_gpm.data.ratings import normalise_rated
 from openrlhf_gpm.data.reading import preference_reader, read_with
 from openrlhf_gpm.data.records import PairKeys, PreferenceGroup
-from openrlhf_gpm.data.survey import Survey
-from openrlhf_gpm.data.writing import write_groups, write_lines
+from openrlhf_gpm.data.spool import MergedGroups, Spool
+from openrlhf_gpm.data.writing import write_lines
 from openrlhf_gpm.files import replacing
+from openrlhf_gpm.outputs import check_output, one_writer
 
 BAD_ROWS = "refuse: stop at the first bad row (default); skip: leave bad rows out and report them"
-SHOWN_BAD = 20  # bad rows that `check` lists per file
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -33,8 +34,12 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
-    check = _action(actions, "check", "report what is in the files, and which rows are bad", CHECK)
-    check.add_argument("files", nargs="+", metavar="FILE", help="file or dataset name")
+    look = _action(actions, "check", "report what is in the files, and which rows are bad", CHECK)
+    look.add_argument("files", nargs="+", metavar="FILE", help="file or dataset name")
+    look.add_argument(
+        "--model", metavar="DIR", help="a GPM: show the example as it reads it, with the token ids at the seams"
+    )
+    add_trust_flag(look)
     split = _action(actions, "split", "hold out a part of the prompts", SPLIT)
     split.add_argument("files", nargs="+", metavar="FILE", help="file or dataset name; several are read as one")
     split.add_argument(
@@ -57,8 +62,8 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     cycle.add_argument("--full", action="store_true", help="odd n: each response beats the next (n - 1) / 2")
     cycle.add_argument("--random_direction", action="store_true", help="control: a coin turns each prompt's cycle")
     cycle.add_argument("--seed", type=int, metavar="N", default=0, help="seed of --random_direction (default: 0)")
-    for action in (check, split, merge):
-        action.add_argument("--prompt_key", metavar="NAME", help="column of the prompt (default: prompt, instruction)")
+    for action in (look, split, merge):
+        action.add_argument("--prompt_key", metavar="NAME", help="column of the prompt (default: found by its name)")
         action.add_argument(
             "--chosen_key", metavar="NAME", default="chosen", help="column of the better response (default: chosen)"
         )
@@ -94,61 +99,42 @@ def run(args: argparse.Namespace) -> int:
     """Run one action. Raises ValueError for wrong input. Nothing is written before all input is read."""
     if getattr(args, "max_chars", None) is not None and args.max_chars < 1:
         raise ValueError(f"--max_chars must be >= 1, got {args.max_chars}")
-    return {"check": _check, "split": _split, "merge": _merge, "cyclic": _cyclic, "cycle": _cycle}[args.action](args)
-
-
-def _check(args: argparse.Namespace) -> int:
-    keys = PairKeys(args.prompt_key, args.chosen_key, args.rejected_key)
-    normalise = preference_reader(keys, args.max_chars)
-    bad, seen = 0, list[tuple[str, set[str]]]()
-    for name in args.files:
-        survey, report = Survey(), BadRows()
-        rows = read_with(name, lambda row: (normalise(row), form_title(row, keys)), "skip", report)
-        for _, (group, form) in _progress(rows):
-            survey.add(group, form)
-        print(name)
-        prompts = survey.prompts()
-        shared = [("shared prompts", f"{len(prompts & others)} with {other}") for other, others in seen]
-        for title, value in [("rows", report.rows), *survey.lines(), *shared, ("bad rows", report.count)]:
-            print(f"  {title:<22}{value}")
-        _print_bad(report)
-        seen.append((name, prompts))
-        bad += report.count
-    return 1 if bad else 0
-
-
-def _print_bad(report: BadRows) -> None:
-    for where, _, reason in report.found[:SHOWN_BAD]:
-        print(f"    {where}: {textwrap.shorten(reason, 160)}")
-    if report.count > SHOWN_BAD:
-        print(f"    and {report.count - SHOWN_BAD} more")
-    if len(report.by_kind()) > 1 or report.count > SHOWN_BAD:
-        print(f"    in all: {', '.join(f'{len(places)} {kind}' for kind, places in report.by_kind().items())}")
+    if args.action == "check":
+        return check(args, _progress)
+    return {"split": _split, "merge": _merge, "cyclic": _cyclic, "cycle": _cycle}[args.action](args)
 
 
 def _split(args: argparse.Namespace) -> int:
-    _check_outputs(args.files, {"--train": args.train, "--held_out": args.held_out})
+    outputs = _check_outputs(args.files, {"--train": args.train, "--held_out": args.held_out})
     if not 0 < args.fraction < 1:
         raise ValueError(f"--fraction must be above 0 and below 1, got {args.fraction}")
-    sides = split_by_prompt(_read(args), args.fraction, args.seed)
-    for name, side in zip(("--train", "--held_out"), sides, strict=True):
-        if not side:
-            raise ValueError(f"no prompt falls to {name}: give another --seed or --fraction, or more prompts")
-    with replacing(args.train, args.held_out) as files:
-        counts = [write_lines(file, _paired(side, args)) for file, side in zip(files, sides, strict=True)]
-    for path, side, count in zip((args.train, args.held_out), sides, counts, strict=True):
-        print(f"{path}: {count} rows, {len({prompt_key(g.prompt, g.responses) for g in side})} prompts")
+    rows, prompts = [0, 0], (set[int](), set[int]())
+    with one_writer(*outputs), replacing(*outputs) as files:
+        for group in _read(args):
+            side = is_held_out(group, args.fraction, args.seed)
+            rows[side] += write_lines(files[side], _paired([group], args))
+            prompts[side].add(short_hash(prompt_key(group.prompt, group.responses)))
+        for name, found in zip(("--train", "--held_out"), prompts, strict=True):
+            if not found:
+                raise ValueError(f"no prompt falls to {name}: give another --seed or --fraction, or more prompts")
+    for path, count, found in zip((args.train, args.held_out), rows, prompts, strict=True):
+        print(f"{path}: {count} rows, {len(found)} prompts")
     return 0
 
 
 def _merge(args: argparse.Namespace) -> int:
-    _check_outputs(args.files, {"--output": args.output})
-    groups = list(_read(args))
-    merged = merge_prompts(groups)
-    write_groups(args.output, merged)
-    before, after = (sum(len(group.responses) for group in some) for some in (groups, merged))
+    (output,) = _check_outputs(args.files, {"--output": args.output})
+    with one_writer(output):
+        rows = Spool(_read(args))
+        merged = MergedGroups(rows)
+        after = 0
+        with replacing(output) as (file,):
+            for group in merged:
+                after += len(group.responses)
+                write_lines(file, [group])
+    before = sum(len(group.responses) for group in rows)
     print(
-        f"{args.output}: {len(merged)} groups from {len(groups)} rows; {after} responses to encode instead of {before}"
+        f"{args.output}: {len(merged)} groups from {len(rows)} rows; {after} responses to encode instead of {before}"
     )
     return 0
 
@@ -158,34 +144,36 @@ def _cyclic(args: argparse.Namespace) -> int:
     sets = omissions(attributes)
     if wrong := next((name for name in sets if not name.replace("-", "_").isidentifier()), None):
         raise ValueError(f"--attributes: {wrong.removeprefix('no_')!r} cannot be part of a file name; rename it")
-    made = not args.output.exists()
-    if not made and not args.output.is_dir():
+    if args.output.exists() and not args.output.is_dir():
         raise ValueError(f"--output {args.output} is a file: give a folder")
-    paths = [args.output / f"{name}.jsonl" for name in sets]
-    if not made:
-        _check_outputs(args.files, {f"--output/{path.name}": path for path in paths})
+    folder = check_output(args.output, "--output", [("the input", source) for source in args.files])
+    paths = [folder / f"{name}.jsonl" for name in sets]
 
-    rows = list(_read(args, lambda row: cyclic_sets(normalise_rated(row), attributes)))
-    found = [[cycle for row in rows if (cycle := row[name]) is not None] for name in sets]
-    for name, some in zip(sets, found, strict=True):
-        if not some:
-            raise ValueError(f"the ratings hold no cycle for the set {name}: give more rated prompts")
-    args.output.mkdir(parents=True, exist_ok=True)
-    with replacing(*paths) as files:
-        counts = [write_lines(file, _paired(some, args)) for file, some in zip(files, found, strict=True)]
-    for path, some, count in zip(paths, found, counts, strict=True):
-        print(f"{path}: {count} rows, {len(some)} cycles from {len(rows)} prompts")
+    with one_writer(folder):
+        rows = list(_read(args, lambda row: cyclic_sets(normalise_rated(row), attributes)))
+        found = [[cycle for row in rows if (cycle := row[name]) is not None] for name in sets]
+        for name, some in zip(sets, found, strict=True):
+            if not some:
+                raise ValueError(f"the ratings hold no cycle for the set {name}: give more rated prompts")
+        folder.mkdir(parents=True, exist_ok=True)
+        with replacing(*paths) as files:
+            counts = [write_lines(file, _paired(some, args)) for file, some in zip(files, found, strict=True)]
+    for name, some, count in zip(sets, found, counts, strict=True):
+        print(f"{args.output / f'{name}.jsonl'}: {count} rows, {len(some)} cycles from {len(rows)} prompts")
     return 0
 
 
 def _cycle(args: argparse.Namespace) -> int:
-    _check_outputs(args.files, {"--output": args.output})
+    (output,) = _check_outputs(args.files, {"--output": args.output})
     cycle_comparisons(args.length, args.full)  # checks the length before anything is read
     subset = f"cycle{args.length}{'_full' * args.full}{'_random_direction' * args.random_direction}"
     choices = {"full": args.full, "random_direction": args.random_direction, "seed": args.seed, "subset": subset}
-    groups = list(_read(args, lambda row: synthetic_cycle(normalise_group(row), args.length, **choices)))
-    count = write_groups(args.output, _paired(groups, args))
-    print(f"{args.output}: {count} rows, {len(groups)} cycles of {args.length}")
+    cycles = count = 0
+    with one_writer(output), replacing(output) as (file,):
+        for group in _read(args, lambda row: synthetic_cycle(normalise_group(row), args.length, **choices)):
+            cycles += 1
+            count += write_lines(file, _paired([group], args))
+    print(f"{args.output}: {count} rows, {cycles} cycles of {args.length}")
     return 0
 
 
@@ -214,16 +202,18 @@ def _progress(rows: Iterable[Any]) -> Iterable[Any]:
     return tqdm(rows, unit=" rows", disable=None, leave=False)  # None: on a terminal only
 
 
-def _check_outputs(sources: list[str], outputs: dict[str, Path]) -> None:
-    """Raise ValueError if an output cannot become a file, or is an input or another output."""
-    taken = {Path(source).resolve(): f"the input {source}" for source in sources if Path(source).exists()}
+def _check_outputs(sources: list[str], outputs: dict[str, Path]) -> list[Path]:
+    """The outputs, their links followed. Raises ValueError if one cannot become a file, or is another or an input."""
+    taken: dict[Path, str] = {}
     for flag, path in outputs.items():
         if path.is_dir() or not path.name:
             raise ValueError(f"{flag} {path} is a folder: give a file name")
-        if path.exists() and not path.is_file():
+        real = check_output(path, flag, [("the input", source) for source in sources])
+        if real.exists() and not real.is_file():
             raise ValueError(f"{flag} {path} is not a regular file: give a file name")
-        if not path.absolute().parent.is_dir():
+        if not real.parent.is_dir():
             raise ValueError(f"{flag} {path}: the folder {path.parent} does not exist, create it first")
-        if path.resolve() in taken:
-            raise ValueError(f"{flag} {path} is {taken[path.resolve()]}: give another name")
-        taken[path.resolve()] = flag
+        if real in taken:
+            raise ValueError(f"{flag} {path} is {taken[real]}: give another name")
+        taken[real] = flag
+    return list(taken)

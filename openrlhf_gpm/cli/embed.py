@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     from openrlhf_gpm.checkpoints.checkpoint import open_checkpoint
     from openrlhf_gpm.scoring.embeddings import judge_of
 
-    config = open_checkpoint(args.model).gpm
+    config = open_checkpoint(args.model, args.trust_remote_code).gpm
     if config.head == "pairwise":
         raise ValueError(f"--model {args.model} is a pairwise encoder, which has no embedding of a single response")
     total = write_lines(args, partial(to_lines, judge_of(args.model)))

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from openrlhf_gpm.cli.scorer_flags import add_scorer_flags, scorer_options
+from openrlhf_gpm.outputs import check_output, one_writer
 
 if TYPE_CHECKING:
+    from openrlhf_gpm.checkpoints.checkpoint import Checkpoint
     from openrlhf_gpm.evaluation.dataset import Dataset, Scores
     from openrlhf_gpm.evaluation.judges import PreferenceModel
 
@@ -82,7 +84,9 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 def run(args: argparse.Namespace) -> int:
     """Evaluate. Raises ValueError for wrong input, before any model is loaded."""
-    if args.output.exists() and not args.output.is_dir():
+    inputs = [("--model", model) for model in args.model] + [("--data", data) for data in args.data]
+    output = check_output(args.output, "--output", inputs)
+    if output.exists() and not output.is_dir():
         raise ValueError(f"--output {args.output} is a file: give a directory")
     if args.max_rows is not None and args.max_rows < 1:
         raise ValueError(f"--max_rows must be >= 1, got {args.max_rows}")
@@ -103,10 +107,17 @@ def run(args: argparse.Namespace) -> int:
         plots=not args.no_plots,
     )
     sources = dict(zip(short_names(args.model), args.model, strict=True))
-    formatters = {name: open_checkpoint(source).formatter() for name, source in sources.items() if source != LENGTH}
+    models = {
+        name: None if source == LENGTH else open_checkpoint(source, args.trust_remote_code)
+        for name, source in sources.items()
+    }
+    for model in models.values():
+        check_output(output, "--output", [] if model is None else model.folders)
     names = short_names(args.data, "--data")
-    datasets = [_read(source, name, args, formatters) for source, name in zip(args.data, names, strict=True)]
-    results = evaluate(list(sources), datasets, _Scorer(args, sources, options), args.output, settings)
+    with one_writer(output):
+        formatters = {name: model.formatter() for name, model in models.items() if model is not None}
+        datasets = [_read(source, name, args, formatters) for source, name in zip(args.data, names, strict=True)]
+        results = evaluate(list(sources), datasets, _Scorer(args, sources, models, options), args.output, settings)
     for name, result in results.items():
         print(_summary(name, result))
     print(f"report: {args.output / 'report.md'}")
@@ -130,9 +141,16 @@ def _read(source: str, name: str, args: argparse.Namespace, formatters: dict[str
 class _Scorer:
     """Scores one dataset with one model, with a progress bar; loads a model only if there is something to score."""
 
-    def __init__(self, args: argparse.Namespace, sources: dict[str, str], options: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        args: argparse.Namespace,
+        sources: dict[str, str],
+        models: "dict[str, Checkpoint | None]",
+        options: dict[str, Any],
+    ) -> None:
         self.args = args
         self.sources = sources
+        self.bases = {name: None if model is None else model.adapter_base for name, model in models.items()}
         self.options = {"device": args.device, **options}
         self.model: PreferenceModel | None = None
 
@@ -143,11 +161,11 @@ class _Scorer:
 
         source = self.sources[name]
         key = {
-            "model": model_key(source),
-            "data": data_key(data.groups),
-            "dtype": self.args.dtype,
-            "backend": self.args.backend,
-            "device": (self.args.device or "").split(":")[0],
+            **model_key(source, self.bases[name]),
+            "--data": data_key(data.groups),
+            "--dtype": self.args.dtype,
+            "--backend": self.args.backend,
+            "--device": (self.args.device or "").split(":")[0],
         }
         file = folder / "scores" / f"{data.name}.jsonl"
         with tqdm(total=len(data.groups), unit="group", desc=f"{name}: {data.name}") as bar:
@@ -178,7 +196,8 @@ def _summary(name: str, result: dict[str, Any]) -> str:
         partial = " (partial)" if result["rewardbench"]["partial"] else ""
         parts.append(f"RewardBench {result['rewardbench']['mean']:.4f}{partial}")
     if "rewardbench2" in result:
-        parts.append(f"RewardBench 2 {result['rewardbench2']['mean']:.4f}")
+        partial = " (partial)" if result["rewardbench2"]["missing"] else ""
+        parts.append(f"RewardBench 2 {result['rewardbench2']['mean']:.4f}{partial}")
     if "groups" in result:
         parts.append(f"cyclic share {result['groups']['cyclic_share']['mean']:.4f}")
     return f"{name}: {'; '.join(parts) or 'nothing to measure'}"

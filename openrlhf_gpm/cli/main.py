@@ -5,7 +5,9 @@ imported when its command is used; its heavy imports belong in `run`.
 """
 
 import argparse
+import errno
 import importlib
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -13,6 +15,16 @@ from typing import Any
 from openrlhf_gpm import __version__
 
 COMMANDS = ("score", "embed", "serve", "eval", "convert", "data", "self-play", "patch", "doctor")
+
+REMEDIES = {
+    errno.ENOENT: "does not exist: correct the path",
+    errno.ENOSPC: "cannot be written, because its disk is full: free space, or name another place",
+    errno.EFBIG: "would grow beyond the limit of this shell (ulimit -f): raise it, or name another place",
+    errno.EDQUOT: "cannot be written, because your quota is used up: free space, or name another place",
+    errno.EACCES: "is not yours to read or write: change its permissions, or name another place",
+    errno.EROFS: "is on a file system that cannot be written: name another place",
+}
+"""What the system's errors say, by their number."""
 
 DESCRIPTION = "General Preference Models (arXiv:2410.02197) for OpenRLHF: reward models that can express cycles."
 
@@ -31,7 +43,7 @@ first steps:
   openrlhf-gpm convert --from authors --input GPM-Gemma-2B --output ckpt/gpm-gemma-2b
 
 `openrlhf-gpm COMMAND --help` shows a command's options and an example. Exit status: 0 done, 1 a check failed, 2 wrong
-usage or input, 130 interrupted.
+usage or input, 130 interrupted, 141 the reader of the output went away.
 """
 
 
@@ -68,18 +80,28 @@ def main(argv: Sequence[str] | None = None) -> int:
         command = _module(args.command)
         if rest:
             parser.error(f"unrecognized arguments: {' '.join(rest)}")
-        return int(command.run(args))
+        status = int(command.run(args))
+        sys.stdout.flush()
+        return status
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # whoever read our output has enough of it, as in `... | head -1`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except (ValueError, OSError, ImportError) as error:
         if args.debug:
             raise
-        text = str(error)
-        if isinstance(error, FileNotFoundError) and error.filename:
-            text = f"{error.filename} does not exist: correct the path"
-        print(f"error: {' '.join(text.split())}", file=sys.stderr)
+        print(f"error: {' '.join(_text(error).split())}", file=sys.stderr)
         return 2
+
+
+def _text(error: Exception) -> str:
+    """What an error says to the user, with a remedy where the system's own words have none."""
+    if not isinstance(error, OSError) or error.errno not in REMEDIES:
+        return str(error)
+    reason = REMEDIES[error.errno]
+    return f"{error.filename} {reason}" if error.filename else f"a file {reason}"
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import argparse
 import json
 import sys
+from array import array
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import islice
@@ -10,6 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from openrlhf_gpm.cli.scorer_flags import add_scorer_flags, scorer_options
+from openrlhf_gpm.data.messages import MAX_RESPONSES
+from openrlhf_gpm.outputs import check_output, lock_file, one_writer
 
 if TYPE_CHECKING:
     from openrlhf_gpm.checkpoints.checkpoint import Checkpoint
@@ -39,8 +42,9 @@ output, one line per group in the order of the input:
   warnings      [text]   only where the model does not read the group as it is given: different responses that become
                          the same tokens, cut responses, control tokens in texts, which are read as text
 
-The output file appears when it is complete. Until then finished groups are in OUTPUT.partial; the same command, with
-the same input, model, dtype and backend, continues from there (OUTPUT.partial.json remembers which).
+The output file appears when it is complete. Until then finished groups are in OUTPUT.partial; the same command
+continues from there. With another input, model, dtype or backend (OUTPUT.partial.json remembers which) it is refused,
+and so is a second run into one output.
 """
 
 MAX_SHARD = 64  # groups that a worker takes at a time; enough for batches of similar length
@@ -72,6 +76,13 @@ def add_file_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", required=True, type=Path, metavar="OUT.jsonl", help="replaced when it exists")
     add_scorer_flags(parser)
     parser.add_argument(
+        "--max_responses",
+        type=int,
+        default=MAX_RESPONSES,
+        metavar="K",
+        help=f"refuse larger groups: K responses have K^2 scores (default: {MAX_RESPONSES})",
+    )
+    parser.add_argument(
         "--workers", type=int, default=1, metavar="N", help="processes, each with its own model and GPU (default: 1)"
     )
 
@@ -81,9 +92,14 @@ def write_lines(args: argparse.Namespace, to_lines: "ToLines") -> int:
 
     to_lines: makes the lines of some groups, given the `GPM`, the groups and the index of the first.
     """
-    check_paths(args.input, args.output)
+    output = check_paths(args.input, args.output, args.model)
     options = scorer_options(args)
+    with one_writer(output):
+        return _write_lines(args, to_lines, output, options)
 
+
+def _write_lines(args: argparse.Namespace, to_lines: "ToLines", output: Path, options: dict[str, Any]) -> int:
+    """`write_lines`, once the output is ours alone."""
     import torch
     from tqdm import tqdm
 
@@ -95,24 +111,22 @@ def write_lines(args: argparse.Namespace, to_lines: "ToLines") -> int:
 
     devices = worker_devices(args.device, args.workers, torch.cuda.device_count())
     pick_device(devices[0])  # a wrong name is reported before the data is read
-    total = check_groups(args.input, open_checkpoint(args.model))
-    load = partial(GPM.from_pretrained, args.model, **options)
-    if args.workers == 1:  # before `resume`, which may throw away what a run with the right --model left
-        gpm = load(device=devices[0])
-    store = score_file(args.input, args.output, args.model, args.dtype, devices[0], args.backend, args.command)
-    if store.partial.exists() and not store.belongs():
-        print(f"{store.partial} is of another input, model, dtype or backend: starting anew", file=sys.stderr)
+    checkpoint = open_checkpoint(args.model, args.trust_remote_code)
+    check_output(output, "--output", checkpoint.folders)
+    total = check_groups(args.input, checkpoint, args.max_responses)
+    store = score_file(args, checkpoint, output, devices[0])
     done = store.resume()
+    load = partial(GPM.from_pretrained, args.model, **options)
     if done:
         print(f"continuing {store.partial}: {done} of {total} groups are done", file=sys.stderr)
-    groups = (group for _, group in islice(read_groups(args.input), done, None))
+    groups = (group for _, group in islice(read_groups(args.input, args.max_responses), done, None))
     if args.workers == 1:
-        lines = to_lines(gpm, groups, done)
+        lines = to_lines(load(device=devices[0]), groups, done)
     else:
         shard = max(1, min(MAX_SHARD, (total - done) // (4 * args.workers)))
         lines = score_in_processes(load, to_lines, groups, devices, shard, first_index=done)
     with tqdm(total=total, initial=done, unit="group") as bar:
-        store.append(lines, bar.update)
+        store.append(lines, total, bar.update)
     store.key_file.unlink()
     return total
 
@@ -123,24 +137,27 @@ def to_lines(gpm: "GPM", groups: Iterable[Any], first_index: int) -> Iterator[st
         yield json.dumps(result, ensure_ascii=False, allow_nan=False)
 
 
-def check_paths(source: Path, output: Path) -> None:
-    """Raise ValueError if the input is not a file or the output cannot become one."""
+def check_paths(source: Path, output: Path, model: Path) -> Path:
+    """The output, its links followed. Raises ValueError if it cannot become a file, or what it needs is an input's."""
     if not source.is_file():
-        raise ValueError(f"--input {source} is not a file: give a JSONL file of groups")
+        raise ValueError(f"--input {source} is not a file: give a file of groups")
     if output.is_dir():
         raise ValueError(f"--output {output} is a directory: give a file name")
-    if output.exists() and not output.is_file():
+    inputs = [("--input", source), ("--model", model)]
+    real = check_output(output, "--output", inputs)
+    if real.exists() and not real.is_file():
         raise ValueError(f"--output {output} is not a regular file, and would be replaced by one: give a file name")
-    if not output.absolute().parent.is_dir():
+    if not real.parent.is_dir():
         raise ValueError(f"--output {output}: the directory {output.parent} does not exist, create it first")
-    if output.exists() and output.samefile(source):
-        raise ValueError(f"--output {output} is the input: give another name")
+    for beside in (f"{real}.partial", f"{real}.partial.json", lock_file(real)):
+        check_output(beside, f"--output {output}: the run's own file", inputs)
+    return real
 
 
-def check_groups(source: Path, checkpoint: "Checkpoint") -> int:
+def check_groups(source: Path, checkpoint: "Checkpoint", limit: int = MAX_RESPONSES) -> int:
     """Encode everything before the model is loaded, and print what it does not read as it is given.
 
-    Returns the number of groups; raises ValueError with file:line.
+    limit: the most responses of a group. Returns the number of groups; raises ValueError that names the row.
     """
     from openrlhf_gpm.data import read_groups
     from openrlhf_gpm.samples.formatting import ResponseError
@@ -148,40 +165,45 @@ def check_groups(source: Path, checkpoint: "Checkpoint") -> int:
     from openrlhf_gpm.scoring.scorer import sample_kind, sample_texts
 
     total = 0
+    given, unnamed = set[str](), array("L")
     formatter = checkpoint.formatter()
     kind = sample_kind(checkpoint.gpm)
     tally = Tally(formatter, kind)
-    for line, group in read_groups(source):
+    for where, group in read_groups(source, limit):
         try:
             texts = sample_texts(checkpoint.gpm, group.responses)
             samples = formatter.encode_group(group.prompt, texts)
         except ResponseError as error:
             what = "pair" if kind == "pair" else "responses"
-            raise ValueError(f"{source}:{line}: {what}[{error.index}]: {error}") from error
+            raise ValueError(f"{where}: {what}[{error.index}]: {error}") from error
         except ValueError as error:
-            raise ValueError(f"{source}:{line}: {error}") from error
+            raise ValueError(f"{where}: {error}") from error
         name = repr(str(total) if group.id is None else group.id)
-        tally.add(f"{source}:{line}: group {name}", group.prompt, texts, samples)
+        tally.add(f"{where}: group {name}", group.prompt, texts, samples)
+        if group.id is None:
+            unnamed.append(total)
+        elif isinstance(group.id, str) and group.id.isdecimal():
+            given.add(group.id)
         total += 1
-    if total == 0:
-        raise ValueError(f"{source} holds no groups: give one JSON object with prompt and responses per line")
+    twice = next((index for index in unnamed if str(index) in given), None) if given else None
+    if twice is not None:
+        raise ValueError(f"{source}: group {twice} has no id, and another's id is '{twice}': give ids to all or none")
     for text in tally.lines():
         print(f"warning: {text}", file=sys.stderr)
     return total
 
 
-def score_file(
-    source: Path, output: Path, model: Path, dtype: str | None, device: str, backend: str, command: str
-) -> "ScoreFile":
+def score_file(args: argparse.Namespace, checkpoint: "Checkpoint", output: Path, device: str) -> "ScoreFile":
     """The output file; its key is what must be the same for a partial output to be continued."""
-    from openrlhf_gpm.scoring.store import ScoreFile, file_key, model_key
+    from openrlhf_gpm.fingerprint import fingerprint
+    from openrlhf_gpm.scoring.store import ScoreFile, model_key
 
     key = {
-        "input_sha256": file_key(source),
-        "model": model_key(model),
-        "dtype": dtype,
-        "device": device.split(":")[0],
-        "backend": backend,
-        "command": command,
+        "--input": fingerprint(args.input),
+        **model_key(args.model, checkpoint.adapter_base),
+        "--dtype": args.dtype,
+        "--device": device.split(":")[0],
+        "--backend": args.backend,
+        "command": args.command,
     }
     return ScoreFile(output, Path(f"{output}.partial.json"), key)

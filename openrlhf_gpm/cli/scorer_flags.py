@@ -31,9 +31,21 @@ def add_scorer_flags(parser: argparse.ArgumentParser) -> None:
         help="vllm: for checkpoints that `openrlhf-gpm convert --to classifier` wrote (default: torch)",
     )
 
+    add_trust_flag(parser)
+
+
+def add_trust_flag(parser: argparse.ArgumentParser) -> None:
+    """Declare --trust_remote_code."""
+    parser.add_argument(
+        "--trust_remote_code",
+        action="store_true",
+        help="run code that a model's folder brings (auto_map); without it such a folder is refused",
+    )
+
 
 def scorer_options(args: argparse.Namespace) -> dict[str, Any]:
     """The flags as arguments of `GPM.from_pretrained`, except the device. Raises ValueError that names the flag."""
     options = {name: getattr(args, name) for name in ("batch_tokens", "share_prompt", "backend")}
     check_options(**options)
-    return {"dtype": DTYPES[args.dtype] if args.dtype else None, **options}
+    dtype = DTYPES[args.dtype] if args.dtype else None
+    return {"dtype": dtype, "trust_remote_code": args.trust_remote_code, **options}

@@ -6,13 +6,11 @@ from collections.abc import Iterable, Mapping
 from decimal import Decimal
 from typing import Any
 
-from openrlhf_gpm.config import Message, Prompt
 from openrlhf_gpm.data.records import BadRow
 
 SHOWN = 40  # characters of a user's value in a message
 SHOWN_NAMES = 16  # columns
 MAX_DEPTH = 64  # nested values
-MAX_RESPONSES = 1000  # in a group that compares all of its pairs, which are kept in memory
 
 
 def plain(value: Any, depth: int = 0) -> Any:
@@ -55,68 +53,6 @@ def text_of(value: Any, name: str) -> str:
     return value
 
 
-def messages_of(value: Any, name: str) -> list[Message]:
-    """A checked copy of a list of messages, without null fields."""
-    if not isinstance(value, list):
-        raise BadRow("wrong type", f"{name!r} must be text or a list of messages, got {type_of(value)}")
-    if not value:
-        raise BadRow("empty list", f"{name!r} is an empty list of messages")
-    for i, message in enumerate(value):
-        if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
-            raise BadRow("wrong type", f"{name!r}[{i}] must be a message, {{'role': text, 'content': text}}")
-        text_of(message["role"], f"'role' of {name!r}[{i}]")
-        text_of(message.get("content"), f"'content' of {name!r}[{i}]")
-        if len(message) > 2:
-            json_of(dict(message), f"{name!r}[{i}]")
-    return [{key: item for key, item in message.items() if item is not None} for message in value]
-
-
-def prompt_of(value: Any, name: str) -> Prompt:
-    """A prompt: text, or messages that do not end with the assistant's."""
-    if isinstance(value, str):
-        return text_of(value, repr(name))
-    messages = messages_of(value, name)
-    if messages[-1]["role"] == "assistant":
-        raise BadRow(
-            "wrong roles", f"{name!r} must not end with an assistant message: that is the response; move it there"
-        )
-    return messages
-
-
-def split_response(value: Any, name: str) -> tuple[list[Message] | None, str]:
-    """Split a response into the messages before it (None for plain text) and its text.
-
-    A response is text, {"response": text}, one assistant message, or messages that end with the assistant's.
-    """
-    if isinstance(value, Mapping) and "response" in value:
-        value = value["response"]
-    if isinstance(value, str):
-        return None, text_of(value, repr(name))
-    messages = messages_of([value] if isinstance(value, Mapping) else value, name)
-    if messages[-1]["role"] != "assistant":
-        raise BadRow(
-            "wrong roles", f"{name!r} must end with an assistant message, got role {shown(messages[-1]['role'])}"
-        )
-    return messages[:-1], messages[-1]["content"]
-
-
-def texts_of(value: Any, name: str, forms: str, limit: int | None = MAX_RESPONSES) -> list[str]:
-    """The texts of 1 to `limit` responses, none empty. `forms` ends the message if `value` is not a list."""
-    if not isinstance(value, list):
-        raise BadRow("wrong type", f"{name!r} must be a list of texts, got {type_of(value)}; {forms}")
-    if not value or (limit and len(value) > limit):
-        raise BadRow("group size", f"{name!r} has {len(value)} responses; give 1 to {limit or 'any number'}")
-    texts = []
-    for i, item in enumerate(value):
-        lead, text = split_response(item, f"{name}[{i}]")
-        if lead:
-            raise BadRow("wrong type", f"'{name}[{i}]' is a conversation; leave only the last assistant message in it")
-        if not text.strip():
-            raise BadRow("empty response", f"'{name}[{i}]' is an empty response; drop the row or fill it")
-        texts.append(text)
-    return texts
-
-
 def number_of(value: Any, name: str, remedy: str) -> float:
     """`value` as a finite float."""
     try:
@@ -128,7 +64,9 @@ def number_of(value: Any, name: str, remedy: str) -> float:
 
 
 def label_of(value: Any, name: str = "'label'", first: str = "chosen", second: str = "rejected") -> float:
-    """`value` as a probability in [0, 1]."""
+    """`value` as a probability in [0, 1]; true and false say nothing of which side is meant."""
+    if isinstance(value, bool):
+        raise BadRow("wrong type", f"{name} must be a number in [0, 1], got {value}; write 1 or 0")
     label = number_of(value, name, "leave it out for 1")
     if not 0 <= label <= 1:
         raise BadRow(
@@ -150,7 +88,20 @@ def comparison_of(row: Mapping[str, Any]) -> dict[str, Any]:
     else:
         label = 1 / (1 + math.exp(-log_odds)) if log_odds > -700 else 0.0
     margin = 0.0 if margin is None else number_of(margin, "'margin'", "leave it out for 0")
+    side = _sign(label - 0.5)
+    for name, lead in (("margin", margin), ("log_odds", log_odds or 0.0)):
+        agrees = _sign(lead) in (0, side) or (name == "log_odds" and side == 0)
+        if not agrees:
+            raise BadRow(
+                "contradiction",
+                f"'label' {label:g} and {name!r} {lead:g} contradict each other: the sign of {name!r} says which side "
+                "is ahead; correct one, or leave it out",
+            )
     return {"label": label, "margin": margin, "log_odds": log_odds}
+
+
+def _sign(value: float) -> int:
+    return (value > 0) - (value < 0)
 
 
 def json_of(value: Any, name: str) -> Any:

@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Iterable, Iterator
 
-from openrlhf_gpm.data.prompts import prompt_key
+from openrlhf_gpm.data.prompts import near_key, prompt_key
 from openrlhf_gpm.data.records import Comparison, PreferenceGroup
 
 
@@ -41,14 +41,25 @@ def split_by_prompt(
     """(train, held out), each in the given order. About `fraction`, in (0, 1), of the prompts is held out.
 
     Only the hash of prompt and seed decides, so no prompt is on both sides, and a prompt keeps its side when rows
-    are reordered or added. Each row with the prompt "" (whole texts) is its own prompt.
+    are reordered or added. Prompts with the same `near_key` are on one side. Each row with the prompt "" (whole texts)
+    is its own prompt.
     """
     if not 0 < fraction < 1:
         raise ValueError(f"fraction must be above 0 and below 1, got {fraction}")
     sides: tuple[list[PreferenceGroup], list[PreferenceGroup]] = ([], [])
     for group in groups:
-        sides[unit_hash(prompt_key(group.prompt, group.responses), seed) < fraction].append(group)
+        sides[is_held_out(group, fraction, seed)].append(group)
     return sides
+
+
+def is_held_out(group: PreferenceGroup, fraction: float, seed: int) -> bool:
+    """Whether `split_by_prompt` holds the group out."""
+    return unit_hash(near_key(group.prompt, group.responses), seed) < fraction
+
+
+def short_hash(text: str) -> int:
+    """64 bits that are different for different texts, as far as anybody will see."""
+    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")
 
 
 def unit_hash(text: str, seed: int) -> float:

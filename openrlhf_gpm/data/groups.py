@@ -5,22 +5,21 @@ from itertools import combinations
 from typing import Any
 
 from openrlhf_gpm.config import Prompt
+from openrlhf_gpm.data.columns import KNOWLEDGE
 from openrlhf_gpm.data.fields import (
-    MAX_RESPONSES,
     comparison_of,
     id_of,
     names_of,
     number_of,
     plain_row,
-    prompt_of,
     shown,
     subset_of,
     text_of,
-    texts_of,
     type_of,
 )
+from openrlhf_gpm.data.messages import MAX_RESPONSES, structure_of, texts_of
 from openrlhf_gpm.data.pairs import PAIR_FORMS, normalise_pair, pair_columns
-from openrlhf_gpm.data.prompts import group_prompt, with_system
+from openrlhf_gpm.data.prompts import group_prompt
 from openrlhf_gpm.data.ratings import is_rated, mean_ratings, normalise_rated
 from openrlhf_gpm.data.records import BadRow, Comparison, Group, PairKeys, PreferenceGroup
 
@@ -32,22 +31,29 @@ GROUP_FORMS = (
 FORMS = f"{PAIR_FORMS}; {GROUP_FORMS}"
 
 
-def normalise_group(row: Any) -> Group:
+def normalise_group(row: Any, limit: int = MAX_RESPONSES) -> Group:
     """Read {"id"?, "prompt": text | messages, "responses": [text, ...], "system"?}; other columns are ignored.
 
-    Raises ValueError for a missing column, a value of the wrong type or an empty list.
+    The prompt's column may have any name that a pair's may, and "completions" is the same as "responses".
+    Raises ValueError for a missing column, a value of the wrong type, an empty list, or more than `limit` responses.
     """
     row = plain_row(row, GROUP_FORM)
-    for key in ("prompt", "responses"):
-        if row.get(key) is None:
-            raise BadRow("missing column", f"{key!r} is missing (there is: {names_of(row)}); {GROUP_FORM}")
-    responses = row["responses"]
+    name = "completions" if row.get("responses") is None and row.get("completions") is not None else "responses"
+    responses = row.get(name)
+    if responses is None:
+        raise BadRow("missing column", f"'responses' is missing (there is: {names_of(row)}); {GROUP_FORM}")
     if not isinstance(responses, list):
-        raise BadRow("wrong type", f"'responses' must be a list of texts, got {type_of(responses)}; {GROUP_FORM}")
+        raise BadRow("wrong type", f"{name!r} must be a list of texts, got {type_of(responses)}; {GROUP_FORM}")
     if not responses:
-        raise BadRow("empty list", "'responses' is empty; give at least one response or drop the line")
-    texts = [text_of(response, f"'responses'[{i}]") for i, response in enumerate(responses)]
-    return Group(with_system(row, prompt_of(row["prompt"], "prompt")), texts, id_of(row))
+        raise BadRow("empty list", f"{name!r} is empty; give at least one response or drop the line")
+    if len(responses) > limit:
+        raise BadRow(
+            "group size",
+            f"{name!r} has {len(responses)} responses, more than {limit}: their scores would be {len(responses)}^2 "
+            "numbers; split the group, or give --max_responses",
+        )
+    texts = [text_of(response, f"{name!r}[{i}]") for i, response in enumerate(responses)]
+    return Group(group_prompt(row, PairKeys(), GROUP_FORM), texts, id_of(row))
 
 
 def normalise_preference(row: Mapping[str, Any], keys: PairKeys | None = None) -> PreferenceGroup:
@@ -75,7 +81,7 @@ def form_of(row: Mapping[str, Any], keys: PairKeys | None = None) -> str:
         lists = [_is_texts(row[name]) for name in (keys.chosen, rejected)]
         return "lists" if any(lists) else "pair"
     if present & {"responses", "completions"}:
-        for column, form in (("comparisons", "compared"), ("scores", "scored"), ("ranks", "ranked")):
+        for column, form in zip(KNOWLEDGE, ("compared", "scored", "ranked"), strict=False):
             if column in present:
                 return form
         if is_rated(row):
@@ -99,7 +105,7 @@ def form_title(row: Mapping[str, Any], keys: PairKeys | None = None) -> str:
     prompt, chosen, rejected = pair_columns(row, keys)
     if prompt is not None:
         return f"{prompt}/{chosen}/{rejected}"
-    return "whole texts" if isinstance(row[chosen], str) else "whole conversations"
+    return "whole texts" if isinstance(structure_of(row[chosen], chosen), str) else "whole conversations"
 
 
 def _is_texts(value: Any) -> bool:

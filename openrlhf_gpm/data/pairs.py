@@ -4,14 +4,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from openrlhf_gpm.config import Message, Prompt
-from openrlhf_gpm.data.fields import (
-    comparison_of,
-    names_of,
-    plain_row,
-    prompt_of,
-    split_response,
-)
-from openrlhf_gpm.data.prompts import prompt_column, with_system
+from openrlhf_gpm.data.columns import check_unread, check_whole_texts, prompt_column
+from openrlhf_gpm.data.fields import comparison_of, names_of, plain_row
+from openrlhf_gpm.data.messages import split_response
+from openrlhf_gpm.data.prompts import row_prompt, with_system
 from openrlhf_gpm.data.records import BadRow, Pair, PairKeys
 
 PAIR_FORMS = (
@@ -33,13 +29,16 @@ def normalise_pair(row: Mapping[str, Any], keys: PairKeys | None = None) -> Pair
     Raises ValueError for a missing column, an empty response, equal responses, conversations that differ before the
     last assistant message or have none, a label outside [0, 1], or a value of the wrong type.
     """
-    row = plain_row(row, PAIR_FORMS)
-    prompt_key, chosen_key, rejected_key = pair_columns(row, keys or PairKeys())
+    row, keys = plain_row(row, PAIR_FORMS), keys or PairKeys()
+    prompt_key, chosen_key, rejected_key = pair_columns(row, keys)
     chosen_lead, chosen = split_response(row[chosen_key], chosen_key)
     rejected_lead, rejected = split_response(row[rejected_key], rejected_key)
-    prompt = None if prompt_key is None else prompt_of(row[prompt_key], prompt_key)
+    check_unread(row, keys)
+    prompt = None if prompt_key is None else row_prompt(row, prompt_key)
     if prompt is None and chosen_lead is None and rejected_lead is None:
         prompt, chosen, rejected = _cut_dialogue(chosen, rejected)
+        if prompt is None:
+            check_whole_texts(row, keys)
     for text, key in ((chosen, chosen_key), (rejected, rejected_key)):
         if not text.strip():
             raise BadRow("empty response", f"{key!r} is an empty response; drop the row or fill it")

@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from openrlhf_gpm.data.fields import id_of, number_of, plain_row, shown, text_of, texts_of, type_of
+from openrlhf_gpm.data.fields import id_of, number_of, plain_row, shown, text_of, type_of
+from openrlhf_gpm.data.messages import texts_of
 from openrlhf_gpm.data.prompts import group_prompt
 from openrlhf_gpm.data.records import BadRow, PairKeys, RatedGroup
 

@@ -1,13 +1,15 @@
 """Reads preference data from files: normalises rows, and refuses or counts bad ones."""
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from os import PathLike
 from typing import Any, TypeVar
 
 from openrlhf_gpm.data.bad_rows import BadRows
 from openrlhf_gpm.data.groups import normalise_group, normalise_preference
+from openrlhf_gpm.data.messages import MAX_RESPONSES
 from openrlhf_gpm.data.records import BadRow, Group, PairKeys, PreferenceGroup
-from openrlhf_gpm.data.rows import decode_line, raw_rows
+from openrlhf_gpm.data.rows import raw_rows
 
 T = TypeVar("T")
 
@@ -83,18 +85,9 @@ def prompt_chars(group: PreferenceGroup) -> int:
     return sum(len(message["content"]) for message in group.prompt)
 
 
-def read_groups(path: str | PathLike[str]) -> Iterator[tuple[int, Group]]:
-    """Yield (line number from 1, Group) for a JSONL file with one group per line, in order; blank lines are skipped.
+def read_groups(path: str | PathLike[str], limit: int = MAX_RESPONSES) -> Iterator[tuple[str, Group]]:
+    """Yield (where, Group) for a file with one group of at most `limit` responses per row, in order, lazily.
 
-    Raises ValueError that starts with file:line for a line that is not UTF-8, not JSON or not a group. Lazy: the
-    error comes when its line is reached.
+    Raises ValueError that starts with the place for a row that is not a group, when it is reached.
     """
-    with open(path, "rb") as file:
-        for number, line in enumerate(file, start=1):
-            if line.strip() in (b"", b"\xef\xbb\xbf"):
-                continue
-            try:
-                group = normalise_group(decode_line(line, first=number == 1))
-            except ValueError as error:
-                raise ValueError(f"{path}:{number}: {error}") from error
-            yield number, group
+    return read_with(path, partial(normalise_group, limit=limit))

@@ -61,7 +61,7 @@ class Group:
     id: Any = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Comparison:
     """What is known about two responses of a group, given by their indices."""
 

@@ -1,5 +1,5 @@
-"""The rows of a file in any format, each with its place: JSONL, JSON (both also gzipped), parquet, CSV, TSV, or a
-dataset that `datasets` loads by name.
+"""The rows of a file in any format, each with its place: JSONL, JSON, CSV, TSV (all also gzipped), parquet, arrow, a
+folder of `datasets`' save_to_disk, or a dataset that `datasets` loads by name.
 
 A row that cannot be read (not UTF-8, not JSON) is yielded as a BadRow, so that the reader decides. A file that cannot
 be read is a ValueError that names it.
@@ -14,11 +14,17 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from openrlhf_gpm.data.fields import shown
 from openrlhf_gpm.data.records import BadRow
-from openrlhf_gpm.data.tables import csv_rows, dataset_rows, parquet_rows
+from openrlhf_gpm.data.tables import arrow_rows, csv_rows, dataset_rows, folder_rows, parquet_rows
 
-SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet", ".csv", ".tsv")
-MAGIC = {b"PAR1": ".parquet", b"\x1f\x8b": ".gz"}
+TEXT = (".jsonl", ".json", ".csv", ".tsv")
+SUFFIXES = (*TEXT, *(f"{suffix}.gz" for suffix in TEXT), ".parquet", ".arrow", ".feather")
+MAGIC = {b"PAR1": ".parquet", b"\x1f\x8b": ".gz", b"ARRO": ".arrow", b"\xff\xff\xff\xff": ".arrow"}
+PACKED = {b"(\xb5/\xfd": "zstd -d", b"BZh": "bunzip2", b"\xfd7zX": "unxz", b"PK\x03\x04": "unzip"}
+"""First bytes of formats that are not read, and what unpacks them."""
+
+SAVED = ("dataset_info.json", "dataset_dict.json")
 DATASET = re.compile(r"[\w.-]+(/[\w.-]+)?(:[\w.\[\]%-]+)?")
 
 
@@ -57,7 +63,7 @@ def decode_line(line: bytes, first: bool) -> Any:
 def parse_json(text: str) -> Any:
     """The JSON value of a text. Raises BadRow."""
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_object)
     except json.JSONDecodeError as error:
         raise BadRow(
             "not JSON",
@@ -69,6 +75,16 @@ def parse_json(text: str) -> Any:
         raise BadRow("not JSON", f"not readable JSON ({error})") from error
 
 
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; Python would take the last of two values under one key without a word."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise BadRow("not JSON", f"the key {shown(twice)} is there twice in one object; keep one")
+    return found
+
+
 def _reader(path: str | PathLike[str]) -> Callable[[Any], Iterator[tuple[str, Any]]]:
     """The reader for a path, by its suffix, or by its first bytes if the suffix says nothing."""
     file = Path(path)
@@ -76,24 +92,29 @@ def _reader(path: str | PathLike[str]) -> Callable[[Any], Iterator[tuple[str, An
     if not file.exists() and suffix is None and DATASET.fullmatch(str(path)):
         return dataset_rows
     if file.is_dir():
-        raise ValueError(f"{path} is a folder: give files ({', '.join(SUFFIXES)})")
+        if any((file / name).exists() for name in SAVED):
+            return folder_rows
+        raise ValueError(f"{path} is a folder: give files ({', '.join(SUFFIXES)}), or one of datasets' save_to_disk")
     with open(file, "rb") as opened:
         start = opened.read(4)
     if not start:
         raise ValueError(f"{path} is empty")
+    if tool := next((tool for head, tool in PACKED.items() if start.startswith(head)), None):
+        raise ValueError(f"{path} is packed: unpack it first ({tool} {file.name})")
     magic = next((name for head, name in MAGIC.items() if start.startswith(head)), None)
+    if magic == ".gz" and suffix is None and file.name.lower().endswith((".parquet.gz", ".arrow.gz")):
+        raise ValueError(f"{path} is packed twice: unpack it first (gunzip {file.name})")
     if suffix is None:
-        suffix = {".gz": ".jsonl.gz", ".parquet": ".parquet"}.get(magic or "", ".jsonl")
-    expected = next((m for m in MAGIC.values() if suffix.endswith(m)), None)
+        suffix = {".gz": ".jsonl.gz", ".parquet": ".parquet", ".arrow": ".arrow"}.get(magic or "", ".jsonl")
+    expected = next((m for m in MAGIC.values() if suffix.replace(".feather", ".arrow").endswith(m)), None)
     if magic != expected:
         raise ValueError(
             f"{path} is a {magic} file: give it a name that ends with {magic}"
             if magic
             else f"{path} is not a {expected} file; fetch it again, or rename it to match its content"
         )
-    if suffix.startswith(".jsonl"):
-        return _jsonl_rows
-    return {".json": _json_rows, ".json.gz": _json_rows, ".parquet": parquet_rows}.get(suffix, csv_rows)
+    readers = {".jsonl": _jsonl_rows, ".json": _json_rows, ".parquet": parquet_rows, ".csv": csv_rows}
+    return {**readers, ".tsv": csv_rows, ".arrow": arrow_rows, ".feather": arrow_rows}[suffix.removesuffix(".gz")]
 
 
 def _open(path: Any) -> Any:
@@ -133,7 +154,7 @@ def _json_rows(path: Any) -> Iterator[tuple[str, Any]]:
     if b"\0" in content[:4096]:
         raise ValueError(f"{path} is a binary (or UTF-16) file, not JSON in UTF-8")
     try:
-        value = json.loads(content.decode("utf-8-sig"))
+        value = json.loads(content.decode("utf-8-sig"), object_pairs_hook=_object)
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8 ({error.reason} at byte {error.start})") from error
     except json.JSONDecodeError as error:

@@ -1,28 +1,21 @@
-"""Rows of tables (parquet, CSV, TSV) and of datasets that `datasets` loads by name. Called by rows.py."""
+"""Rows of tables (parquet, arrow, CSV, TSV) and of datasets that `datasets` loads by name. Called by rows.py."""
 
 import csv
+import gzip
 import json
+import zlib
 from collections.abc import Iterator
 from typing import Any
 
 from openrlhf_gpm.data.fields import shown
 from openrlhf_gpm.data.records import BadRow
 
-JSON_COLUMNS = (
-    "responses",
-    "completions",
-    "scores",
-    "ranks",
-    "comparisons",
-    "ratings",
-    "prompt",
-    "instruction",
-    "chosen",
-    "rejected",
-    "reject",
-)
+LIST_COLUMNS = ("responses", "completions", "scores", "ranks", "comparisons", "ratings")
+"""Columns whose cells are JSON; of the others only conversations are."""
+
 NUMBER_COLUMNS = ("label", "margin", "log_odds")
 BATCH = 256  # parquet rows in memory at once
+LONGEST_CELL = 1 << 30  # characters; Python's own limit is 131072
 
 
 def parquet_rows(path: Any) -> Iterator[tuple[str, Any]]:
@@ -44,6 +37,28 @@ def parquet_rows(path: Any) -> Iterator[tuple[str, Any]]:
         raise ValueError(f"{path} is a broken parquet file ({reason}); fetch it again") from error
 
 
+def arrow_rows(path: Any) -> Iterator[tuple[str, Any]]:
+    """As `parquet_rows`, for Arrow's own files: a stream (what `datasets` writes) or a file (feather)."""
+    try:
+        import pyarrow
+    except ImportError as error:
+        raise ValueError(f"{path}: reading arrow needs pyarrow (pip install pyarrow)") from error
+    number = 0
+    try:
+        with pyarrow.OSFile(str(path)) as file:
+            stream = file.read(6) != b"ARROW1"
+            file.seek(0)
+            reader = pyarrow.ipc.open_stream(file) if stream else pyarrow.ipc.open_file(file)
+            batches = reader if stream else map(reader.get_batch, range(reader.num_record_batches))
+            for batch in batches:
+                for row in _batch_rows(batch):
+                    number += 1
+                    yield f"{path}, row {number}", row
+    except (pyarrow.ArrowException, OSError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"{path} is a broken arrow file ({reason}); fetch it again") from error
+
+
 def _batch_rows(batch: Any) -> Iterator[Any]:
     try:
         rows = batch.to_pylist()
@@ -63,9 +78,12 @@ def _row_of(batch: Any) -> Any:
 
 def csv_rows(path: Any) -> Iterator[tuple[str, Any]]:
     """Yield (where, row) for a CSV or TSV file with a header. Empty cells are absent; JSON and numbers are parsed."""
-    tabs = str(path).lower().endswith(".tsv")
+    name = str(path).lower()
+    tabs = name.removesuffix(".gz").endswith(".tsv")
+    opener: Any = gzip.open if name.endswith(".gz") else open
+    csv.field_size_limit(LONGEST_CELL)
     try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
+        with opener(path, "rt", encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file, delimiter="\t" if tabs else ",", strict=True)
             names = reader.fieldnames or []
             if len(set(names)) != len(names):
@@ -75,6 +93,8 @@ def csv_rows(path: Any) -> Iterator[tuple[str, Any]]:
                 yield f"{path}, row {number}", _csv_row(row)
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8 ({error.reason}); convert the file to UTF-8") from error
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise ValueError(f"{path} is a broken gzip file ({error}); fetch it again") from error
     except csv.Error as error:
         raise ValueError(f"{path}: broken CSV ({error}); JSON lines hold any text") from error
 
@@ -96,7 +116,7 @@ def _cell(name: str, text: str) -> Any:
             value = json.loads(text)
         except (ValueError, RecursionError):  # a text that happens to start with a bracket
             return text
-        if name in JSON_COLUMNS or _is_messages(value):
+        if name in LIST_COLUMNS or _is_messages(value):
             return value
     return text
 
@@ -118,6 +138,26 @@ def dataset_rows(name: Any) -> Iterator[tuple[str, Any]]:
     except Exception as error:  # whatever the hub, the network or the dataset's files raise
         reason = " ".join(str(error).split())[:200]
         raise ValueError(f"{name} is neither a file nor a dataset that can be loaded ({reason})") from error
+    yield from _loaded_rows(name, path, loaded)
+
+
+def folder_rows(path: Any) -> Iterator[tuple[str, Any]]:
+    """Yield (where, row) for a folder that `datasets` saved to disk. Of several splits: the only one, or train."""
+    try:
+        import datasets
+    except ImportError as error:
+        raise ValueError(f"{path}: reading a saved dataset needs datasets (pip install datasets)") from error
+    try:
+        loaded = datasets.load_from_disk(str(path))
+    except Exception as error:  # whatever datasets and arrow raise for damaged files
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"{path} is not a whole dataset of save_to_disk ({reason}); save it again") from error
+    if isinstance(loaded, dict) and len(loaded) > 1 and "train" not in loaded:
+        raise ValueError(f"{path} has several splits: name the folder of one, as in {path}/{next(iter(loaded))}")
+    yield from _loaded_rows(path, path, loaded)
+
+
+def _loaded_rows(name: Any, path: Any, loaded: Any) -> Iterator[tuple[str, Any]]:
     if isinstance(loaded, dict):
         if len(loaded) > 1 and "train" not in loaded:
             raise ValueError(f"{name} has several splits: name one, as in {path}:{next(iter(loaded))}")

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+SMALLEST = 3  # responses of a group that may have a cycle
 MAX_EXACT = 8  # the bound visits 2^K subsets of a group's responses
 
 
@@ -57,7 +58,7 @@ def cyclic_metrics(groups: Sequence[Outcomes]) -> dict[str, Any] | None:
         cyclic_groups: share of the groups with a bound that no ranking reproduces (their bound is below 1).
         whole: share of the groups in which the model gets every comparison right.
     """
-    groups = [group for group in groups if group.size >= 3 and len(group.better) >= 3]
+    groups = [group for group in groups if group.size >= SMALLEST and len(group.better) >= 3]
     if not groups:
         return None
     comparisons = sum(len(group.better) for group in groups)

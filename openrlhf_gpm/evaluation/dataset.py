@@ -5,6 +5,9 @@ each response is encoded once. Every row keeps its comparisons, its subset and i
 """
 
 import re
+import sys
+from array import array
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -20,13 +23,14 @@ from openrlhf_gpm.data import (
     Comparison,
     PairKeys,
     PreferenceGroup,
-    merge_prompts,
     normalise_group,
     normalise_preference,
     read_with,
 )
 from openrlhf_gpm.data.fields import subset_of
+from openrlhf_gpm.data.grouping import short_hash
 from openrlhf_gpm.data.prompts import prompt_key
+from openrlhf_gpm.data.spool import MergedGroups, Spool
 from openrlhf_gpm.evaluation.cycles import Outcomes
 from openrlhf_gpm.evaluation.metrics import Comparisons, sigmoid
 from openrlhf_gpm.evaluation.rewardbench import SUBSETS_V2, Item
@@ -52,10 +56,10 @@ class Dataset:
 
     source: str
 
-    rows: list[PreferenceGroup]
+    rows: Sequence[PreferenceGroup]
     """In their order in the file. A row may have no comparisons: it then counts in group metrics only."""
 
-    groups: list[PreferenceGroup]
+    groups: Sequence[PreferenceGroup]
     """The groups that models score: the rows, or one group for all rows of a prompt."""
 
     places: list[tuple[int, list[int]]]
@@ -101,10 +105,13 @@ def read_dataset(
 
     split = SPLITS.get(source) if not Path(source).exists() else None
     reader = read_with(f"{source}:{split}" if split else source, usable, bad_rows, report)
-    rows = [group for _, group in islice(reader, max_rows)]
-    if not rows:
+    rows = Spool(group for _, group in islice(reader, max_rows))
+    if not len(rows):
         raise ValueError(f"--data {source} holds nothing to evaluate: {report.summary()}")
-    groups, places = merged(rows) if merge else (rows, [(i, [*range(len(r.responses))]) for i, r in enumerate(rows)])
+    if merge:
+        groups, places = merged(rows)
+    else:
+        groups, places = rows, [(i, [*range(len(row.responses))]) for i, row in enumerate(rows)]
     skipped = report.summary() if report.count else None
     return Dataset(name or source, source, rows, groups, places, skipped, tallies)
 
@@ -120,52 +127,55 @@ def to_group(row: Any, keys: PairKeys | None = None) -> PreferenceGroup:
     return normalise_preference(row, keys)
 
 
-def merged(rows: Sequence[PreferenceGroup]) -> tuple[list[PreferenceGroup], list[tuple[int, list[int]]]]:
+def merged(rows: Sequence[PreferenceGroup]) -> tuple[Sequence[PreferenceGroup], list[tuple[int, list[int]]]]:
     """One group for all rows of a prompt, each response once, and the place of each row (see `Dataset.places`)."""
-    groups = merge_prompts(rows)  # in order of first appearance
-    index: dict[str, int] = {}
-    position = [{response: i for i, response in enumerate(group.responses)} for group in groups]
-    places = []
-    for row in rows:
-        group = index.setdefault(prompt_key(row.prompt, row.responses), len(index))
-        places.append((group, [position[group][response] for response in row.responses]))
-    return groups, places
+    groups = MergedGroups(rows)
+    return groups, groups.places()
 
 
 def comparisons(datasets: Sequence[Dataset], scores: Sequence[Scores]) -> Comparisons:
     """All comparisons of several datasets, with a model's scores. Equal prompts count as one."""
-    numbers: dict[str, int] = {}
-    values, labels, prompts, subsets = [], [], [], []
+    numbers: dict[int, int] = {}
+    values, labels, prompts = array("d"), array("d"), array("q")
+    subsets: list[str | None] = []
     for dataset, of_groups in zip(datasets, scores, strict=True):
         for row, (group, index) in zip(dataset.rows, dataset.places, strict=True):
-            prompt = numbers.setdefault(prompt_key(row.prompt, row.responses), len(numbers))
+            prompt = numbers.setdefault(short_hash(prompt_key(row.prompt, row.responses)), len(numbers))
+            if not row.comparisons:
+                continue
+            matrix = of_groups[group]
             for c in row.comparisons:
-                values.append(float(of_groups[group][index[c.first], index[c.second]]))
+                values.append(float(matrix[index[c.first], index[c.second]]))
                 labels.append(c.label)
                 prompts.append(prompt)
-                subsets.append(row.subset)
+                subsets.append(row.subset and sys.intern(row.subset))
     return Comparisons(np.array(values, float), np.array(labels, float), np.array(prompts, np.int64), subsets)
 
 
-def outcomes(datasets: Sequence[Dataset], scores: Sequence[Scores]) -> list[Outcomes]:
-    """The decided comparisons of each group that has any."""
-    return _outcomes(datasets, scores, lambda row: True).get(True, [])
+def outcomes(datasets: Sequence[Dataset], scores: Sequence[Scores], smallest: int = 2) -> list[Outcomes]:
+    """The decided comparisons of each group that has any. smallest: groups of fewer responses may be left out."""
+    return _outcomes(datasets, scores, lambda row: True, smallest).get(True, [])
 
 
-def outcomes_by_subset(datasets: Sequence[Dataset], scores: Sequence[Scores]) -> dict[str, list[Outcomes]]:
+def outcomes_by_subset(
+    datasets: Sequence[Dataset], scores: Sequence[Scores], smallest: int = 2
+) -> dict[str, list[Outcomes]]:
     """`outcomes` per named subset, in order of name."""
-    found = _outcomes(datasets, scores, lambda row: row.subset)
+    found = _outcomes(datasets, scores, lambda row: row.subset, smallest)
     return {name: found[name] for name in sorted(filter(None, found))}
 
 
 def _outcomes(
-    datasets: Sequence[Dataset], scores: Sequence[Scores], key: Callable[[PreferenceGroup], Any]
+    datasets: Sequence[Dataset], scores: Sequence[Scores], key: Callable[[PreferenceGroup], Any], smallest: int
 ) -> dict[Any, list[Outcomes]]:
     """The decided comparisons of each group, separately for each key of the rows."""
     found: dict[Any, list[Outcomes]] = {}
     for dataset, of_groups in zip(datasets, scores, strict=True):
         edges: dict[tuple[Any, int], list[tuple[int, int]]] = {}
+        rows_of = Counter(group for group, _ in dataset.places)
         for row, (group, index) in zip(dataset.rows, dataset.places, strict=True):
+            if len(index) < smallest and rows_of[group] == 1:
+                continue
             decided = [(index[b], index[w]) for b, w in map(_decided, row.comparisons) if b != w]
             edges.setdefault((key(row), group), []).extend(decided)
         for (name, group), pairs in edges.items():

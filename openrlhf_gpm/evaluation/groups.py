@@ -4,7 +4,7 @@ Notation: K responses in a group; the tournament of a group has an arrow from i 
 positive. Groups with a score that is not finite are left out and counted.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ SHARE_TOLERANCE = 1e-3  # the von Neumann winner is computed iteratively; equal 
 TOLERANCE = 1e-5  # rounding of fp32 sums, relative to the largest value of the group
 
 
-def group_metrics(scores: Sequence[NDArray[Any]]) -> dict[str, Any] | None:
+def group_metrics(scores: Iterable[NDArray[Any]]) -> dict[str, Any] | None:
     """Cycles and selectors over matrices of scores (K, K); None if no group has three responses.
 
     Returns:
@@ -31,8 +31,13 @@ def group_metrics(scores: Sequence[NDArray[Any]]) -> dict[str, Any] | None:
         no_condorcet_winner: share of groups in which no response beats all others.
         selectors: see `selector_agreement`.
     """
-    finite = [np.asarray(matrix) for matrix in scores if np.isfinite(matrix).all()]
-    large = [matrix for matrix in finite if len(matrix) >= 3]
+    large, smaller, nan = [], 0, 0
+    for matrix in scores:
+        finite = bool(np.isfinite(matrix).all())
+        nan += not finite
+        smaller += finite and len(matrix) < 3
+        if finite and len(matrix) >= 3:
+            large.append(np.asarray(matrix))
     if not large:
         return None
     shares, cycles, winners = np.empty(len(large)), np.empty(len(large)), np.empty(len(large))
@@ -51,8 +56,8 @@ def group_metrics(scores: Sequence[NDArray[Any]]) -> dict[str, Any] | None:
     quantiles = {f"q{round(100 * q):02d}": float(v) for q, v in zip(LEVELS, levels, strict=True)}
     return {
         "groups": len(large),
-        "smaller": len(finite) - len(large),
-        "nan": len(scores) - len(finite),
+        "smaller": smaller,
+        "nan": nan,
         "cyclic_share": {"mean": float(shares.mean()), **quantiles},
         "shares": shares.tolist(),
         "cycle_rate": float(cycles.mean()),

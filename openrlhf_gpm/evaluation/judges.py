@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from openrlhf_gpm.data import Group, PreferenceGroup
@@ -41,6 +42,22 @@ class LongerWins:
         for group in groups:
             lengths = torch.tensor([float(len(response)) for response in group.responses])
             yield (lengths.unsqueeze(1) - lengths).sign()
+
+
+class LongerScores(Sequence[NDArray[Any]]):
+    """The scores of `LongerWins` for every group, made when they are asked for."""
+
+    def __init__(self, groups: Sequence[PreferenceGroup]) -> None:
+        self.groups = groups
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        (scores,) = LongerWins().score_all([self.groups[index]])
+        return scores.double().numpy()
 
 
 class GPMModel:

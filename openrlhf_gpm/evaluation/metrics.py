@@ -1,10 +1,7 @@
-"""Metrics of pair comparisons: accuracy, NLL, Brier, calibration, and intervals by resampling prompts.
+"""Metrics of pair comparisons: accuracy, NLL, Brier, calibration, and their intervals over prompts.
 
-Notation: N comparisons of P prompts, B bootstrap draws, M columns of sums. A score is the log-odds that the first
-response beats the second, a label is the probability that it does.
-
-Every metric is a ratio of sums over comparisons. The sums are computed once per prompt, so that a bootstrap draw,
-which takes whole prompts, is one row of a matrix product.
+Notation: N comparisons of P prompts. A score is the log-odds that the first response beats the second, a label is the
+probability that it does. Every metric is a ratio of sums over comparisons, computed once per prompt.
 """
 
 from collections.abc import Sequence
@@ -14,12 +11,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from openrlhf_gpm.evaluation.intervals import (
+    MIN_PROMPTS,
+    difference_interval,
+    gap_interval,
+    mean_interval,
+    share_interval,
+)
+
 Array = NDArray[np.float64]
 
 BINS = 10
 DRAWS = 1000
 METRICS = ("accuracy", "nll", "brier", "ece")
-BLOCK = 4_000_000  # bootstrap counts in memory at once: 32 MB
+MAX_BINS = 1000
 
 
 @dataclass(frozen=True)
@@ -68,14 +73,11 @@ def pair_metrics(
     accuracy: share of the decided comparisons (label not 1/2) that are `right`.
     nll (nats) and brier: mean over the finite scores, against the label as a probability.
     ece: expected calibration error, see `calibration`.
-    ci95: [low, high] of the four, from `draws` bootstrap samples of prompts; empty with draws = 0, or with one prompt,
-        which says nothing about others.
+    ci95: [low, high] of the four, see `intervals`.
     pairs, prompts, undecided (label 1/2), ties (decided, score 0), nan (score not finite): counts.
     by_subset: the same, without calibration, for each named subset in order of name.
     """
-    sums, means = prompt_sums(comparisons, bins), None
-    if draws and len(sums) > 1:
-        means = _ratios(bootstrap(sums, draws, seed))  # (B, 4)
+    sums = prompt_sums(comparisons, bins)
     undecided = comparisons.labels == 0.5
     result: dict[str, Any] = {
         **{name: _number(value) for name, value in zip(METRICS, _ratios(sums.sum(0, keepdims=True))[0], strict=True)},
@@ -84,7 +86,7 @@ def pair_metrics(
         "undecided": int(undecided.sum()),
         "ties": int(((comparisons.scores == 0) & ~undecided).sum()),
         "nan": int((~np.isfinite(comparisons.scores)).sum()),
-        "ci95": {} if means is None else {name: interval(means[:, i]) for i, name in enumerate(METRICS)},
+        "ci95": intervals(sums, draws, seed),
     }
     if by_subset:
         result["calibration"] = calibration(comparisons, bins)
@@ -121,8 +123,8 @@ def prompt_sums(comparisons: Comparisons, bins: int = BINS) -> Array:
 
     Columns: right, decided, NLL, squared error, finite; then, for each bin, confidence minus outcome.
     """
-    if bins < 1:
-        raise ValueError(f"--bins must be >= 1, got {bins}")
+    if not 1 <= bins <= MAX_BINS:
+        raise ValueError(f"--bins must be from 1 to {MAX_BINS}, got {bins}")
     finite = np.isfinite(comparisons.scores)
     scores, labels = np.where(finite, comparisons.scores, 0.0), comparisons.labels
     columns = np.zeros((len(comparisons), 5 + bins))
@@ -139,38 +141,37 @@ def prompt_sums(comparisons: Comparisons, bins: int = BINS) -> Array:
     return sums
 
 
-def bootstrap(sums: Array, draws: int, seed: int) -> Array:
-    """Sums over B samples of P prompts with replacement: (P, M) -> (B, M). Equal seeds draw the same prompts."""
-    rng = np.random.default_rng(seed)
-    size = len(sums)
-    block = max(1, BLOCK // size)
-    counts = (rng.multinomial(size, np.full(size, 1 / size), min(block, draws - i)) for i in range(0, draws, block))
-    return np.concatenate([count @ sums for count in counts])
+def intervals(sums: Array, draws: int = DRAWS, seed: int = 0) -> dict[str, list[float] | None]:
+    """95 % intervals of the metrics, from the sums of P prompts, by the methods of intervals.py.
+
+    Empty with draws = 0 or fewer than MIN_PROMPTS prompts; None for a metric that fewer prompts have.
+    """
+    if not draws or len(sums) < MIN_PROMPTS:
+        return {}
+    right_, decided, nll, brier, finite = sums[:, :5].T
+    return {
+        "accuracy": share_interval(right_, decided),
+        "nll": mean_interval(nll, finite, draws, seed),
+        "brier": mean_interval(brier, finite, draws, seed, top=1.0),
+        "ece": gap_interval(sums[:, 5:], finite, draws, seed),
+    }
 
 
-def accuracy_difference(a: Comparisons, b: Comparisons, draws: int = DRAWS, seed: int = 0) -> dict[str, Any]:
-    """Accuracy of a minus accuracy of b on the same N comparisons, with an interval over the same draws of prompts.
+def accuracy_difference(a: Comparisons, b: Comparisons, draws: int = DRAWS) -> dict[str, Any]:
+    """Accuracy of a minus accuracy of b on the same N comparisons, with a paired interval over prompts.
 
-    Returns difference, ci95 and separated (whether the interval excludes 0); over a single prompt the last two are
-    None. Raises ValueError if the comparisons are not the same.
+    Returns difference, ci95 and separated (whether the interval excludes 0); the last two are None with draws = 0 or
+    fewer than MIN_PROMPTS prompts. Raises ValueError if the comparisons are not the same.
     """
     if len(a) != len(b) or not (np.array_equal(a.prompts, b.prompts) and np.array_equal(a.labels, b.labels)):
         raise ValueError("two models can be compared on the same comparisons only: evaluate them in one run")
     sums_a, sums_b = prompt_sums(a, 1)[:, :2], prompt_sums(b, 1)[:, :2]
-    both = np.stack([sums_a[:, 0] - sums_b[:, 0], sums_a[:, 1]], axis=1)
-    total = both.sum(0)
-    difference = None if total[1] == 0 else float(total[0] / total[1])
-    if not draws or len(both) < 2 or difference is None:
-        return {"difference": difference, "ci95": None, "separated": None}
-    low_high = interval(_divide(*bootstrap(both, draws, seed).T))
+    ahead, decided = sums_a[:, 0] - sums_b[:, 0], sums_a[:, 1]
+    total = decided.sum()
+    difference = None if total == 0 else float(ahead.sum() / total)
+    low_high = difference_interval(ahead, decided) if draws else None
     separated = None if low_high is None else bool(low_high[0] > 0 or low_high[1] < 0)
     return {"difference": difference, "ci95": low_high, "separated": separated}
-
-
-def interval(values: Array) -> list[float] | None:
-    """The middle 95 % of bootstrap values: [low, high]; draws over nothing (NaN) are left out."""
-    values = values[~np.isnan(values)]
-    return [float(v) for v in np.quantile(values, [0.025, 0.975])] if len(values) else None
 
 
 def sigmoid(scores: Array) -> Array:

@@ -112,7 +112,7 @@ def _pairs(beside: Results, differences: Sequence[dict[str, Any]]) -> str:
             ]
             for d in differences
         ]
-        text.append("Differences of accuracy, over the same draws of prompts:")
+        text.append("Differences of accuracy, paired by prompt:")
         text.append(table(["", "points %", "interval excludes 0"], shown))
     return "\n\n".join(text)
 

@@ -1,13 +1,15 @@
 """What `openrlhf-gpm eval` does, callable: from models and data to metrics.json, report.md and plots."""
 
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from openrlhf_gpm.evaluation import metrics, report
-from openrlhf_gpm.evaluation.cycles import cyclic_metrics
+from openrlhf_gpm.evaluation.cycles import SMALLEST, cyclic_metrics
 from openrlhf_gpm.evaluation.dataset import (
     Dataset,
     Scores,
@@ -17,9 +19,11 @@ from openrlhf_gpm.evaluation.dataset import (
     rewardbench2_items,
 )
 from openrlhf_gpm.evaluation.groups import group_metrics
-from openrlhf_gpm.evaluation.judges import LongerWins
+from openrlhf_gpm.evaluation.judges import LongerScores
 from openrlhf_gpm.evaluation.rewardbench import rewardbench, rewardbench2
-from openrlhf_gpm.files import write
+from openrlhf_gpm.files import read_object, write
+
+MIN_DRAWS = 100
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +34,7 @@ class Settings:
     """Equal-width bins of [1/2, 1] for the calibration error."""
 
     bootstrap: int = metrics.DRAWS
-    """Bootstrap samples of prompts behind each 95 % interval; 0 for no intervals."""
+    """Bootstrap samples of prompts behind the 95 % intervals; 0 for no intervals."""
 
     seed: int = 0
 
@@ -40,10 +44,13 @@ class Settings:
     plots: bool = True
 
     def __post_init__(self) -> None:
-        if self.bins < 1:
-            raise ValueError(f"--bins must be >= 1, got {self.bins}")
-        if self.bootstrap < 0:
-            raise ValueError(f"--bootstrap must be >= 0, got {self.bootstrap}; 0 leaves the intervals out")
+        if not 1 <= self.bins <= metrics.MAX_BINS:
+            raise ValueError(f"--bins must be from 1 to {metrics.MAX_BINS}, got {self.bins}")
+        if self.bootstrap != 0 and self.bootstrap < MIN_DRAWS:
+            raise ValueError(
+                f"--bootstrap must be at least {MIN_DRAWS}, for the ends of an interval, or 0 to leave intervals out; "
+                f"got {self.bootstrap}"
+            )
         if self.seed < 0:
             raise ValueError(f"--seed must be >= 0, got {self.seed}")
         if self.group_score not in ("mean_score", "win_rate"):
@@ -70,11 +77,11 @@ def _metrics(datasets: Sequence[Dataset], scores: Sequence[Scores], settings: Se
     parts = {
         "rewardbench": rewardbench(result["by_subset"]),
         "rewardbench2": rewardbench2(items),
-        "cyclic": cyclic_metrics(outcomes(datasets, scores)),
-        "groups": group_metrics([matrix for of_groups in scores for matrix in of_groups]),
+        "cyclic": cyclic_metrics(outcomes(datasets, scores, SMALLEST)),
+        "groups": group_metrics(chain.from_iterable(scores)),
     }
     if parts["cyclic"]:
-        of_subsets = outcomes_by_subset(datasets, scores)
+        of_subsets = outcomes_by_subset(datasets, scores, SMALLEST)
         found = {name: cyclic_metrics(groups) for name, groups in of_subsets.items()}
         parts["cyclic"]["by_subset"] = {name: row for name, row in found.items() if row}
     if parts["rewardbench2"]:
@@ -84,15 +91,15 @@ def _metrics(datasets: Sequence[Dataset], scores: Sequence[Scores], settings: Se
 
 def longer_wins(datasets: Sequence[Dataset]) -> list[Scores]:
     """The scores of the length baseline."""
-    return [[matrix.double().numpy() for matrix in LongerWins().score_all(data.groups)] for data in datasets]
+    return [LongerScores(data.groups) for data in datasets]
 
 
 def compare(datasets: Sequence[Dataset], scores: dict[str, list[Scores]], settings: Settings) -> list[dict[str, Any]]:
-    """Accuracy of each model minus that of each later one, over the same bootstrap samples of prompts."""
+    """Accuracy of each model minus that of each later one, paired by prompt."""
     tables = {name: comparisons(datasets, of_model) for name, of_model in scores.items()}
     names = list(tables)
     return [
-        {"a": a, "b": b, **metrics.accuracy_difference(tables[a], tables[b], settings.bootstrap, settings.seed)}
+        {"a": a, "b": b, **metrics.accuracy_difference(tables[a], tables[b], settings.bootstrap)}
         for i, a in enumerate(names)
         for b in names[i + 1 :]
     ]
@@ -111,6 +118,7 @@ def run(
     groups; called model by model. One model: OUTPUT/metrics.json, report.md, plots. Several: one folder per model with
     its metrics.json and plots, and OUTPUT/report.md, comparison.json and plots that show all.
     """
+    _remove_earlier(output, models)
     all_scores: dict[str, list[Scores]] = {}
     results: dict[str, dict[str, Any]] = {}
     baseline = evaluate(datasets, longer_wins(datasets), settings)
@@ -133,6 +141,21 @@ def run(
     pictures = _plots(output, results, baseline) if settings.plots else []
     write(output / "report.md", report.markdown(results, baseline, differences, pictures))
     return results
+
+
+def _remove_earlier(output: Path, models: Sequence[str]) -> None:
+    """Remove what an earlier run wrote that this one will not replace: results of other models."""
+    comparison = output / "comparison.json"
+    if comparison.exists():
+        earlier = read_object(comparison, "delete it").get("models", {})
+        for name in set(earlier) - set(models if len(models) > 1 else ()):
+            folder = output / name
+            if Path(name).name == name and (folder / "metrics.json").exists():
+                shutil.rmtree(folder)
+        comparison.unlink()
+    if len(models) > 1 and (output / "metrics.json").exists():  # of one model alone
+        (output / "metrics.json").unlink()
+        shutil.rmtree(output / "scores", ignore_errors=True)
 
 
 def _short(result: dict[str, Any]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from transformers import initialization as init
 from openrlhf_gpm.config import GATES, GPMConfig
 from openrlhf_gpm.core import embed_rewards
 from openrlhf_gpm.models.inputs import forest_inputs, packed_inputs, padded_inputs
+from openrlhf_gpm.models.transformers4 import write_old_names
 from openrlhf_gpm.models.trunks import trunk_class, use_forest_attention
 from openrlhf_gpm.samples.forest import Forest
 
@@ -100,6 +101,7 @@ class _GPMMixin:
         self.packing_samples = packing_samples
         self.hidden_size = config.get_text_config().hidden_size
         config.num_labels = gpm.head_rows  # plain transformers and vLLM read the head's size here
+        write_old_names(config)
         setattr(self, self.base_model_prefix, trunk_class(config))
         # 1/(H+1) is OpenRLHF's value-head scale. A gate of zeros starts with every plane equally strong.
         self.score = Fp32Linear(self.hidden_size, gpm.head_rows, init_std=1 / (self.hidden_size + 1))

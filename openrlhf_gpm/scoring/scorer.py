@@ -54,6 +54,7 @@ class GPM:
         batch_tokens: int = BATCH_TOKENS,
         share_prompt: str = "auto",
         backend: str = "torch",
+        trust_remote_code: bool = False,
     ) -> "GPM":
         """Load a checkpoint.
 
@@ -65,12 +66,13 @@ class GPM:
             share_prompt: "auto": the tokens that a group's samples begin with are computed once where that saves
                 tokens and the trunk allows it; "off": every sample in full.
             backend: "torch" or "vllm".
+            trust_remote_code: run code that the folder brings; without it such a folder is refused.
 
         Raises:
             ValueError: as `load_gpm` does.
         """
         check_options(batch_tokens, share_prompt, backend)
-        checkpoint = open_checkpoint(path)
+        checkpoint = open_checkpoint(path, trust_remote_code)
         formatter = checkpoint.formatter()
         if backend == "vllm":
             from openrlhf_gpm.scoring.vllm_backend import VLLMBackend

@@ -2,7 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from operator import attrgetter
 from types import SimpleNamespace
+
+from openrlhf_gpm.checkpoints.trust import check_trust
+
+
+def check_trusted(args: SimpleNamespace, flags: Iterable[str]) -> None:
+    """Refuse models that bring code, which OpenRLHF would run unasked. flags: names without the dashes."""
+    for flag in flags:
+        if name := attrgetter(flag)(args):
+            try:
+                check_trust(name, args.trust_remote_code)
+            except ValueError as error:
+                raise ValueError(f"--{flag} {error}") from error
 
 
 def check_parallelism(args: SimpleNamespace) -> None:

@@ -235,7 +235,7 @@ def test_an_output_that_exists_is_never_touched(gpm_checkpoint, tmp_path):
     for name in ("full", "file"):
         refused(gpm_checkpoint, tmp_path / name, f"--output .*{name} exists and is not an empty dir", to="classifier")
     assert (tmp_path / "full/notes.txt").read_text() == (tmp_path / "file").read_text() == "mine"
-    refused(gpm_checkpoint, gpm_checkpoint, "exists and is not an empty directory", to="classifier")
+    refused(gpm_checkpoint, gpm_checkpoint, "is --input .*, which is only read", to="classifier")
     (tmp_path / "empty").mkdir()
     convert(gpm_checkpoint, tmp_path / "empty", "gpm", "classifier")
     assert (tmp_path / "empty/config.json").exists()

@@ -52,7 +52,8 @@ def test_check_prints_what_is_in_each_file(tmp_path, capsys):
     status, out, err = run(capsys, "check", first, second)
     assert (status, err) == (0, "")
     one, two = out.split(f"{second}\n")
-    table = dict(line.strip().split("  ", 1) for line in one.splitlines()[1:])
+    table, example = one.split("  example, ")
+    table = dict(line.strip().split("  ", 1) for line in table.splitlines()[1:])
     assert {name: value.strip() for name, value in table.items()} == {
         "rows": "12",
         "forms": "prompt/chosen/rejected 12",
@@ -67,6 +68,7 @@ def test_check_prints_what_is_in_each_file(tmp_path, capsys):
         "response characters": "5%: 2, 50%: 2, 95%: 2, most: 2",
         "bad rows": "0",
     }
+    assert example == f"{first}:1\n    prompt    'p0'\n    preferred 'A0'\n    other     'B0'\n"
     assert f"shared prompts        2 with {first}" in two
 
 

@@ -164,9 +164,9 @@ def test_a_system_column_is_the_first_message_of_every_form():
 
 
 def test_log_odds_give_the_label_that_belongs_to_them():
-    row = {"prompt": "p", "chosen": "a", "rejected": "b", "log_odds": math.log(3), "margin": 0.5}
+    row = {"prompt": "p", "chosen": "a", "rejected": "b", "log_odds": math.log(3)}
     (c,) = normalise_preference(row).comparisons
-    assert c == Comparison(0, 1, pytest.approx(0.75), 0.5, math.log(3))
+    assert c == Comparison(0, 1, pytest.approx(0.75), 0.0, math.log(3))
     (c,) = normalise_preference(row | {"label": 1}).comparisons
     assert (c.label, c.log_odds) == (1.0, math.log(3))
     assert [normalise_preference(row | {"log_odds": x}).comparisons[0].label for x in (-1e9, 1e9)] == [0.0, 1.0]

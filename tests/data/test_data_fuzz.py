@@ -72,7 +72,7 @@ any_json = st.recursive(
 
 user, bot = {"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "4"}
 VALID = [
-    {"prompt": "p", "chosen": "a", "rejected": "b", "label": 0.5, "margin": 1, "log_odds": 2, "id": 1, "subset": "s"},
+    {"prompt": "p", "chosen": "a", "rejected": "b", "label": 0.9, "margin": 1, "log_odds": 2, "id": 1, "subset": "s"},
     {"prompt": [user, bot, user], "chosen": [bot], "rejected": {**bot, "content": "5"}, "system": "Be brief."},
     {"chosen": [user, bot], "rejected": [user, {"role": "assistant", "content": "5"}]},
     {"chosen": "\n\nHuman: p\n\nAssistant: a", "rejected": "\n\nHuman: p\n\nAssistant: b"},

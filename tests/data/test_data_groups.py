@@ -27,9 +27,9 @@ def test_groups_come_in_file_order_with_their_line_numbers(tmp_path):
         b"",
     )
     assert list(read_groups(path)) == [
-        (1, Group("2 + 2?", ["4", "5", ""], "q1")),
-        (3, Group(MESSAGES, ["4"], None)),
-        (4, Group("", ["a", "a"], 7)),
+        (f"{path}:1", Group("2 + 2?", ["4", "5", ""], "q1")),
+        (f"{path}:3", Group(MESSAGES, ["4"], None)),
+        (f"{path}:4", Group("", ["a", "a"], 7)),
     ]
 
 
@@ -39,8 +39,11 @@ def test_windows_line_ends_a_byte_order_mark_and_line_separators_in_text_are_rea
     assert [group for _, group in read_groups(str(path))] == [Group("é\u2028", ["\x85"])] * 2
 
 
-def test_an_empty_file_has_no_groups(tmp_path):
-    assert list(read_groups(write(tmp_path))) == []
+def test_a_file_without_groups_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"in.jsonl is empty"):
+        list(read_groups(write(tmp_path)))
+    with pytest.raises(ValueError, match=r"in.jsonl holds no rows"):
+        list(read_groups(write(tmp_path, b"\n")))
 
 
 GOOD = {"prompt": "p", "responses": ["a"]}
@@ -83,7 +86,7 @@ GOOD = {"prompt": "p", "responses": ["a"]}
 def test_a_bad_line_is_refused_with_its_place_and_a_remedy(tmp_path, line, message):
     path = write(tmp_path, GOOD, b"", line, GOOD)
     groups = read_groups(path)
-    assert next(groups) == (1, Group("p", ["a"]))
+    assert next(groups) == (f"{path}:1", Group("p", ["a"]))
     with pytest.raises(ValueError, match=message) as caught:
         next(groups)
     assert str(caught.value).startswith(f"{path}:3: ")

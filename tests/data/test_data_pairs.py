@@ -87,13 +87,14 @@ def test_rejected_wins_over_reject():
     assert normalise_pair({"chosen": "a", "rejected": "b", "reject": "c"}).rejected == "b"
 
 
-@pytest.mark.parametrize(("label", "expected"), [(0, 0.0), (1, 1.0), (0.25, 0.25), (True, 1.0), (None, 1.0)])
+@pytest.mark.parametrize(("label", "expected"), [(0, 0.0), (1, 1.0), (0.25, 0.25), (None, 1.0)])
 def test_label_is_the_probability_that_chosen_wins(label, expected):
     assert normalise_pair({"chosen": "a", "rejected": "b", "label": label}).label == expected
 
 
-def test_margin_is_any_finite_number():
-    assert normalise_pair({"chosen": "a", "rejected": "b", "margin": -2}).margin == -2.0
+def test_margin_is_any_finite_number_on_the_label_s_side():
+    assert normalise_pair({"chosen": "a", "rejected": "b", "margin": 2}).margin == 2.0
+    assert normalise_pair({"chosen": "a", "rejected": "b", "label": 0, "margin": -2}).margin == -2.0
     assert normalise_pair({"chosen": "a", "rejected": "b", "margin": None}).margin == 0.0
 
 

@@ -40,11 +40,18 @@ users = texts.map(lambda text: [{"role": "user", "content": text, "name": "n"}])
 finite = st.floats(-1e6, 1e6)
 
 
+def _comparison(ends, label, margin, log_odds):
+    """Margin and log-odds on the side of the label."""
+    side = (label > 0.5) - (label < 0.5)
+    log_odds = None if log_odds is None else abs(log_odds) * side
+    return Comparison(*ends, label, abs(margin) * side, log_odds)
+
+
 @st.composite
 def preference_groups(draw):
     responses = draw(st.lists(texts, min_size=2, max_size=4, unique=True))
     ends = st.permutations(range(len(responses))).map(lambda order: order[:2])
-    comparison = st.builds(lambda e, *rest: Comparison(*e, *rest), ends, st.floats(0, 1), finite, st.none() | finite)
+    comparison = st.builds(_comparison, ends, st.floats(0, 1), finite, st.none() | finite)
     return PreferenceGroup(
         draw(st.just("") | texts | users),
         responses,

@@ -39,7 +39,7 @@ def job(tmp_path, gpm_checkpoint, out):
     """The arguments of a run over five pairs of three prompts."""
     data = jsonl(tmp_path / "pairs.jsonl", PAIRS)
     args = ["eval", "--model", str(gpm_checkpoint), "--data", data, "--output", str(out)]
-    return [*args, "--device", "cpu", "--bootstrap", "50"]
+    return [*args, "--device", "cpu", "--bootstrap", "100"]
 
 
 @pytest.fixture(scope="module")
@@ -275,6 +275,11 @@ def test_another_model_under_the_same_path_is_scored_anew(job, out, tmp_path, gp
     assert "kept" in file.read_text(encoding="utf-8")
     os.utime(model / "model.safetensors", (1, 1))
     assert cli.main(job) == 0
+    assert "kept" in file.read_text(encoding="utf-8")  # its content counts, not its time
+    weights = bytearray((model / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (model / "model.safetensors").write_bytes(weights)
+    assert cli.main(job) == 0
     assert "kept" not in file.read_text(encoding="utf-8")
 
 
@@ -306,9 +311,13 @@ def test_wrong_arguments_are_named_with_their_flag(job, out, tmp_path, capsys, g
     fails(capsys, changed(job, "--data", tmp_path / "none.jsonl"), "none.jsonl")
     fails(capsys, changed(job, "--model", gpm_checkpoint, gpm_checkpoint), "--model", "given twice")
     fails(capsys, changed(job, "--data", tmp_path / "pairs.jsonl", tmp_path / "pairs.jsonl"), "--data", "given twice")
-    fails(capsys, changed(job, "--output", tmp_path / "pairs.jsonl"), "--output", "is a file")
-    fails(capsys, [*job, "--bins", "0"], "--bins must be >= 1, got 0")
-    fails(capsys, changed(job, "--bootstrap", "-1"), "--bootstrap must be >= 0")
+    fails(capsys, changed(job, "--output", tmp_path / "pairs.jsonl"), "--output", "is only read")
+    (tmp_path / "file").touch()
+    fails(capsys, changed(job, "--output", tmp_path / "file"), "--output", "is a file")
+    fails(capsys, [*job, "--bins", "0"], "--bins must be from 1 to 1000, got 0")
+    fails(capsys, [*job, "--bins", "100000000"], "--bins must be from 1 to 1000")
+    for draws in ("-1", "1", "99"):
+        fails(capsys, changed(job, "--bootstrap", draws), "--bootstrap must be at least 100")
     fails(capsys, [*job, "--seed", "-1"], "--seed must be >= 0")
     fails(capsys, [*job, "--max_rows", "0"], "--max_rows must be >= 1")
     fails(capsys, [*job, "--batch_tokens", "0"], "--batch_tokens must be >= 1")

@@ -1,4 +1,4 @@
-"""Pair metrics: hand numbers, slow references, and what a bootstrap over prompts must do."""
+"""Pair metrics: hand numbers, and slow references."""
 
 import math
 
@@ -6,15 +6,13 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 
 from openrlhf_gpm.evaluation.metrics import (
     Comparisons,
     accuracy_difference,
-    bootstrap,
     calibration,
-    interval,
     pair_metrics,
-    prompt_sums,
     right,
 )
 
@@ -63,7 +61,7 @@ def test_swapping_first_and_second_changes_nothing():
     scores, labels = rng.normal(size=50), rng.uniform(size=50)
     scores[3] = 0
     swap = rng.random(50) < 0.5
-    prompts = rng.integers(0, 9, 50)
+    prompts = rng.integers(0, 20, 50)
     a = pair_metrics(table(scores, labels, prompts))
     b = pair_metrics(table(np.where(swap, -scores, scores), np.where(swap, 1 - labels, labels), prompts))
     for name in ("accuracy", "nll", "brier", "ece"):
@@ -125,64 +123,49 @@ def test_every_subset_is_measured_by_itself():
     assert found["prompts"] == 3
 
 
-def test_the_bootstrap_takes_whole_prompts():
-    """Two prompts, one always right and one always wrong: a draw is 0, 1/2 or 1, whatever the number of rows."""
-    data = table([1.0] * 50 + [-1.0] * 50, prompts=[0] * 50 + [1] * 50)
-    draws = bootstrap(prompt_sums(data), 2000, seed=0)
-    accuracy = draws[:, 0] / draws[:, 1]
-    assert set(accuracy) == {0.0, 0.5, 1.0}
-    assert np.mean(accuracy == 0.5) == pytest.approx(0.5, abs=0.05)
-    assert pair_metrics(data)["ci95"]["accuracy"] == [0.0, 1.0]
-
-
-def test_the_bootstrap_is_seeded_and_its_blocks_change_nothing(monkeypatch):
-    sums = prompt_sums(table(np.random.default_rng(0).normal(size=30)))
-    whole = bootstrap(sums, 100, seed=3)
-    np.testing.assert_array_equal(whole, bootstrap(sums, 100, seed=3))
-    assert not np.array_equal(whole, bootstrap(sums, 100, seed=4))
-    monkeypatch.setattr("openrlhf_gpm.evaluation.metrics.BLOCK", 7 * 30)
-    np.testing.assert_array_equal(whole, bootstrap(sums, 100, seed=3))
-
-
-def test_the_interval_is_that_of_explicit_resampling():
-    rng = np.random.default_rng(5)
-    scores, prompts = rng.normal(0.5, size=120), rng.integers(0, 40, 120)
-    data = table(scores, prompts=prompts)
-    values = []
-    for _ in range(1500):
-        chosen = rng.choice(np.unique(prompts), len(np.unique(prompts)))
-        values.append(np.mean(np.concatenate([scores[prompts == prompt] > 0 for prompt in chosen])))
-    assert pair_metrics(data, draws=3000)["ci95"]["accuracy"] == pytest.approx(interval(np.array(values)), abs=0.02)
-
-
-def test_differences_of_two_models_use_the_same_draws():
-    """b is a, but wrong on one prompt of ten: the difference is that prompt's, although accuracies vary far more."""
-    a = np.array([1.0, -1.0] * 5)
+def test_the_difference_of_two_models_is_paired():
+    """b is a, but wrong on one prompt of 20: the difference is that prompt's, although accuracies vary far more."""
+    a = np.array([1.0, -1.0] * 10)
     b = a.copy()
     b[0] = -1
     found = accuracy_difference(table(a), table(b))
-    assert found["difference"] == pytest.approx(0.1)
-    assert found["ci95"] == pytest.approx([0.0, 0.3], abs=0.101)
+    assert found["difference"] == pytest.approx(0.05)
+    low, high = found["ci95"]
+    alone = pair_metrics(table(a))["ci95"]["accuracy"]
+    assert low < 0 < 0.05 < high
+    assert high - low < 0.75 * (alone[1] - alone[0])
     assert found["separated"] is False
-    assert accuracy_difference(table(np.ones(9)), table(-np.ones(9))) == {
-        "difference": 1.0,
-        "ci95": [1.0, 1.0],
-        "separated": True,
-    }
-    assert accuracy_difference(table(a), table(a))["ci95"] == [0.0, 0.0]
+    certain = accuracy_difference(table(np.ones(12)), table(-np.ones(12)))
+    assert (certain["difference"], certain["separated"]) == (1.0, True)
+    assert 0.3 < certain["ci95"][0] < certain["ci95"][1] == 1.0
     assert accuracy_difference(table(a), table(b), draws=0)["ci95"] is None
     with pytest.raises(ValueError, match="same comparisons only"):
         accuracy_difference(table(a), table(b[:5]))
 
 
-def test_bins_below_one_are_refused():
-    with pytest.raises(ValueError, match="--bins must be >= 1, got 0"):
-        pair_metrics(table([1.0]), bins=0)
+def test_the_calibration_error_is_scipy_s_binned_means():
+    rng = np.random.default_rng(6)
+    scores, labels = rng.normal(size=500) * 2, rng.random(500).round(1)
+    p = 1 / (1 + np.exp(-scores))
+    confidence, outcome = np.maximum(p, 1 - p), np.where(p > 0.5, labels, 1 - labels)
+    edges = np.linspace(0.5, 1, 11)
+    counts, means = (
+        stats.binned_statistic(confidence, values, statistic, bins=edges).statistic
+        for values, statistic in (([confidence], "count"), ([confidence, outcome], "mean"))
+    )
+    expected = np.nansum(counts * np.abs(means[0] - means[1])) / 500
+    assert pair_metrics(table(scores, labels))["ece"] == pytest.approx(expected, abs=1e-12)
 
 
-def test_a_difference_over_one_prompt_has_no_interval():
-    a, b = table([1.0, 1, -1], [1.0, 1, 1], [0, 0, 0]), table([1.0, -1, -1], [1.0, 1, 1], [0, 0, 0])
-    found = accuracy_difference(a, b, draws=20)
+@pytest.mark.parametrize("bins", [0, 1001, 100_000_000])
+def test_a_number_of_bins_that_means_nothing_is_refused(bins):
+    with pytest.raises(ValueError, match=f"--bins must be from 1 to 1000, got {bins}"):
+        pair_metrics(table([1.0]), bins=bins)
+
+
+def test_a_difference_over_few_prompts_has_no_interval():
+    a, b = table([1.0, 1, -1], [1.0, 1, 1], [0, 1, 2]), table([1.0, -1, -1], [1.0, 1, 1], [0, 1, 2])
+    found = accuracy_difference(a, b)
     assert (found["difference"], found["ci95"], found["separated"]) == (pytest.approx(1 / 3), None, None)
 
 
@@ -191,9 +174,9 @@ def test_a_difference_over_one_prompt_has_no_interval():
         st.tuples(
             st.one_of(st.floats(-50, 50), st.just(math.nan), st.just(0.0)),
             st.floats(0, 1),
-            st.integers(0, 3),
+            st.integers(0, 15),
         ),
-        max_size=12,
+        max_size=40,
     ),
     st.integers(1, 15),
 )
@@ -202,7 +185,8 @@ def test_every_metric_is_in_its_range(rows, bins):
     for name, top in (("accuracy", 1), ("brier", 1), ("ece", 1), ("nll", math.inf)):
         if found[name] is not None:
             assert 0 <= found[name] <= top + 1e-9
-            assert (name in found["ci95"]) == (found["prompts"] > 1)
-            low, high = found["ci95"].get(name) or (0, 0)
-            assert -1e-9 <= low <= high
+            assert (name in found["ci95"]) == (found["prompts"] >= 10)
+            low, high = found["ci95"].get(name) or (0, top)
+            assert -1e-9 <= low <= found[name] + 1e-9
+            assert found[name] - 1e-9 <= high <= top + 1e-9
     assert sum(b["count"] for b in found["calibration"]) == found["pairs"] - found["nan"]

@@ -16,7 +16,9 @@ FACE = PACKAGE / "__init__.py"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 FLOORS = [  # a part imports lower floors only, never another part of its own floor
-    {"core", "config", "fingerprint", "flags", "files", "lock", "patching"},
+    {"lock", "json_lines"},
+    {"core", "config", "flags", "files", "outputs", "fingerprint"},
+    {"patching"},
     {"objectives", "data", "samples"},
     {"models"},
     {"checkpoints"},

@@ -45,21 +45,16 @@ def test_a_run_finds_the_scorers_embeddings_by_prompt(job, gpm_checkpoint, capsy
     assert [row["id"] for row in rows] == ["q1", "1", "2"]
 
 
-def test_a_stopped_run_continues_but_not_what_score_left(job, tmp_path, capsys):
-    _, out = job()
-    whole = out.read_text()
-    for command, left in (("embed", 2), ("score", 3)):
-        out.unlink(missing_ok=True)
-        lines = whole.splitlines(keepends=True)
-        job()  # writes the key file, and removes it
-        key = {"command": command}
-        (tmp_path / "out.jsonl.partial").write_text("".join(lines[:left]))
-        (tmp_path / "out.jsonl.partial.json").write_text(json.dumps(key))
-        capsys.readouterr()
-        status, out = job()
-        assert status == 0
-        assert "starting anew" in capsys.readouterr().err
-        assert out.read_text() == whole
+def test_what_score_left_is_not_continued(job, tmp_path, capsys):
+    left = tmp_path / "out.jsonl.partial"
+    left.write_text('{"id": "0"}\n')
+    left.with_name("out.jsonl.partial.json").write_text(json.dumps({"command": "score"}))
+    status, out = job()
+    assert status == 2
+    assert "is of another run" in (err := capsys.readouterr().err)
+    assert "command was score, is embed" in err
+    assert left.exists()
+    assert not out.exists()
 
 
 def test_two_workers_write_what_one_writes(job):

@@ -16,6 +16,7 @@ from openrlhf_gpm.checkpoints.checkpoint import open_checkpoint
 from openrlhf_gpm.cli import main as cli
 from openrlhf_gpm.scoring.options import DTYPES
 from openrlhf_gpm.scoring.scorer import GPM
+from openrlhf_gpm.scoring.store import model_key
 
 ROOT = Path(cli.__file__).parents[2]
 LINES = [
@@ -102,7 +103,7 @@ def test_every_dtype_of_the_help_is_one_of_torchs(dtype):
 def break_off_at(job, n):
     """A real run that fails at group n, because the weights of a token that no earlier group has are not numbers.
 
-    Afterwards the model is whole again: same size and time, so that the run can be continued.
+    Afterwards the model is whole again, and the run's key says so, as if the run had been killed.
     """
     from safetensors.torch import load_file, save_file
 
@@ -112,14 +113,14 @@ def break_off_at(job, n):
     tokens = [{t for r in line["responses"] for t in formatter.encode(line["prompt"], r).input_ids} for line in LINES]
     new_here = tokens[n] - set.union(*tokens[:n])
     file = model / "model.safetensors"
-    whole, mtime = file.read_bytes(), file.stat().st_mtime_ns
+    whole = file.read_bytes()
     tensors = load_file(file)
     tensors["model.embed_tokens.weight"][new_here.pop()] = torch.nan
     save_file(tensors, file, metadata={"format": "pt"})
-    os.utime(file, ns=(mtime, mtime))
     assert cli.main([*job, "--batch_tokens", "1"]) == 2
     file.write_bytes(whole)
-    os.utime(file, ns=(mtime, mtime))
+    key_file = Path(f"{option(job, '--output')}.partial.json")
+    key_file.write_text(json.dumps(json.loads(key_file.read_text()) | model_key(model)))
 
 
 def test_a_run_that_breaks_off_leaves_no_output_and_is_continued(job, capsys):
@@ -178,21 +179,31 @@ def test_a_run_killed_within_a_line_is_continued_before_that_line(job):
     assert [result["id"] for result in results(job)] == ["q1", 7, "2", {"set": "a", "n": 1}]
 
 
-@pytest.mark.parametrize("change", ["input", "dtype", "model", "meta"])
+@pytest.mark.parametrize("change", ["--input", "--dtype", "--model", "key"])
 def test_a_partial_output_of_something_else_is_not_continued(job, capsys, change):
     break_off_at(job, 2)
-    if change == "input":
+    kept = Path(f"{option(job, '--output')}.partial").read_bytes()
+    if change == "--input":
         option(job, "--input").write_text(json.dumps(LINES[2]) + "\n")
-    elif change == "dtype":
+    elif change == "--dtype":
         job += ["--dtype", "bf16"]
-    elif change == "model":
-        os.utime(option(job, "--model") / "model.safetensors", (1, 1))
+    elif change == "--model":
+        weights = option(job, "--model") / "model.safetensors"
+        content, times = bytearray(weights.read_bytes()), weights.stat()
+        content[-1] ^= 1
+        weights.write_bytes(content)
+        os.utime(weights, ns=(times.st_mtime_ns, times.st_mtime_ns))  # size and time say nothing of it
     else:
         Path(f"{option(job, '--output')}.partial.json").write_text("{")
     capsys.readouterr()
-    assert cli.main(job) == 0
-    assert "starting anew" in capsys.readouterr().err
-    assert len(results(job)) == (1 if change == "input" else 4)
+    said = {
+        "--input": "is of another run: --input has changed",
+        "--dtype": "is of another run: --dtype was None, is bf16",
+        "--model": "is of another run: --model has changed",
+        "key": "nothing says that it is part of out.jsonl",
+    }
+    fails(capsys, job, "out.jsonl.partial", said[change])
+    assert Path(f"{option(job, '--output')}.partial").read_bytes() == kept
 
 
 # Wrong input
@@ -217,7 +228,7 @@ def test_a_prompt_that_is_too_long_is_named_by_line_and_response(job, capsys, ne
 
 def test_an_empty_file_is_an_error(job, capsys):
     option(job, "--input").write_text("\n")
-    fails(capsys, job, "in.jsonl holds no groups")
+    fails(capsys, job, "in.jsonl holds no rows")
 
 
 def test_a_wrong_model_is_an_error_in_one_line(job, capsys, tmp_path):
@@ -234,7 +245,7 @@ def test_wrong_paths_are_named_with_their_flag(job, capsys, tmp_path):
     fails(capsys, with_option("--input", tmp_path / "none.jsonl"), "--input", "none.jsonl is not a file")
     fails(capsys, with_option("--output", tmp_path), "--output", "is a directory")
     fails(capsys, with_option("--output", tmp_path / "no" / "out.jsonl"), "--output", "does not exist, create it")
-    fails(capsys, with_option("--output", option(job, "--input")), "--output", "is the input")
+    fails(capsys, with_option("--output", option(job, "--input")), "--output", "is --input")
     fails(capsys, [*job, "--batch_tokens", "0"], "--batch_tokens must be >= 1, got 0")
     os.mkfifo(tmp_path / "pipe")
     fails(capsys, with_option("--output", tmp_path / "pipe"), "--output", "not a regular file")
@@ -352,4 +363,4 @@ def test_the_module_runs_as_a_program(job):
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
     assert out.returncode == 2
-    assert out.stderr == "error: --input none.jsonl is not a file: give a JSONL file of groups\n"
+    assert out.stderr == "error: --input none.jsonl is not a file: give a file of groups\n"

@@ -2,15 +2,14 @@
 
 import json
 import math
-import subprocess
-import sys
+import shutil
 
 import numpy as np
 import pytest
 import torch
 
 from openrlhf_gpm.data import PreferenceGroup
-from openrlhf_gpm.scoring.store import ScoreFile, data_key, file_key, model_key, scored
+from openrlhf_gpm.scoring.store import ScoreFile, data_key, model_key, scored
 
 GROUPS = [
     PreferenceGroup("Name a prime.", ["7", "Nine.", "Two"], [], "a"),
@@ -68,12 +67,26 @@ def test_resume_counts_whole_lines_by_hand(tmp_path):
     def resume(key):
         return ScoreFile(tmp_path / "out", tmp_path / "key.json", key).resume()
 
-    assert resume({"a": 1}) == 0
+    assert resume({"--dtype": "bf16"}) == 0
     partial.write_bytes(b"{}\n{}\n{")
-    assert resume({"a": 1}) == 2
+    assert resume({"--dtype": "bf16"}) == 2
     assert partial.read_bytes() == b"{}\n{}\n"
-    assert resume({"a": 2}) == 0
-    assert not partial.exists()
+    partial.write_bytes(b"{}\n\0\0\0\n{}\n")  # zeros, as a machine that lost power leaves them
+    assert resume({"--dtype": "bf16"}) == 1
+    with pytest.raises(ValueError, match=r"out\.partial is of another run: --dtype was bf16, is None"):
+        resume({"--dtype": None})
+    (tmp_path / "key.json").unlink()
+    with pytest.raises(ValueError, match=r"nothing says that it is part of out"):
+        resume({"--dtype": "bf16"})
+    assert partial.read_bytes() == b"{}\n"
+
+
+def test_a_file_with_too_few_lines_does_not_appear(tmp_path):
+    store = ScoreFile(tmp_path / "out", tmp_path / "key.json", {})
+    store.resume()
+    with pytest.raises(ValueError, match="has 1 lines instead of 2"):
+        store.append(["{}"], 2)
+    assert not store.file.exists()
 
 
 def again(tmp_path, key):
@@ -123,24 +136,6 @@ def test_keys_follow_texts_and_files(tmp_path, gpm_checkpoint):
     assert data_key(GROUPS) == data_key(list(GROUPS))
     assert data_key(GROUPS) != data_key(GROUPS[:2])
     assert data_key(GROUPS[:1]) != data_key([PreferenceGroup("Name a prime.", ["7", "Nine.", "two"], [], "a")])
-    assert file_key(gpm_checkpoint / "config.json") != file_key(gpm_checkpoint / "tokenizer.json")
-    assert model_key("length") == "length"
-    assert "model.safetensors" in model_key(str(gpm_checkpoint))
-
-
-def test_two_processes_do_not_write_one_file(tmp_path):
-    """The second is refused with the owner's process; when the owner is done, its lock is gone."""
-    code = (
-        "import sys\nfrom pathlib import Path\nfrom openrlhf_gpm.scoring.store import ScoreFile\n"
-        "store = ScoreFile(Path(sys.argv[1]), Path(sys.argv[1] + '.key'), 1)\nstore.resume()\n"
-        "print('ready', flush=True)\nsys.stdin.read()\nstore.append(['one'])\n"
-    )
-    file = tmp_path / "scores.jsonl"
-    command = [sys.executable, "-c", code, str(file)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as owner:
-        assert owner.stdout.readline() == "ready\n"
-        second = subprocess.run(command, input="", capture_output=True, text=True)
-        assert f"{file} is in use by another run (pid {owner.pid} on " in second.stderr
-        owner.communicate("")
-    assert file.read_text() == "one\n"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["scores.jsonl", "scores.jsonl.key"]
+    assert model_key("length")["--model"] == "length"
+    assert model_key(str(gpm_checkpoint)) == model_key(shutil.copytree(gpm_checkpoint, tmp_path / "copy"))
+    assert set(model_key(gpm_checkpoint, tmp_path / "copy")) > {"--model", "its base model", "transformers"}

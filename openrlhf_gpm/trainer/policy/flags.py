@@ -10,9 +10,9 @@ from openrlhf.utils.logging_utils import init_logger
 from openrlhf_gpm import objectives
 from openrlhf_gpm.checkpoints.checkpoint import open_pretrained
 from openrlhf_gpm.objectives import frozen, opponents
-from openrlhf_gpm.trainer.checkpoint_checks import check_parallelism
+from openrlhf_gpm.trainer.checkpoint_checks import check_parallelism, check_trusted
 from openrlhf_gpm.trainer.policy import upstream_flags
-from openrlhf_gpm.trainer.policy.paths import absolute_paths
+from openrlhf_gpm.trainer.policy.paths import MODELS, absolute_paths
 from openrlhf_gpm.trainer.policy.units import check_sizes
 
 logger = init_logger(__name__)
@@ -64,6 +64,7 @@ def check(args: SimpleNamespace) -> None:
         _check_frozen(args)
     if scores_groups:
         absolute_paths(args)
+        check_trusted(args, MODELS)
         _check_groups(args)
         opponents.check(args, objective)
         if args.reward_model_type == "gpm":
@@ -123,7 +124,7 @@ def _check_gpm_reward(args: SimpleNamespace) -> None:
             f"part: {-(-micro // K) * K} would keep them whole"
         )
     path, flag = args.reward.model_name_or_path, "--reward.model_name_or_path"
-    checkpoint = open_pretrained(path, flag)
+    checkpoint = open_pretrained(path, flag, args.trust_remote_code)
     if checkpoint.gpm.head == "pairwise":
         raise ValueError(
             f"{flag} {path} is a pairwise encoder (--gpm.head pairwise), which has no embedding of a single response: "

@@ -71,8 +71,8 @@ def _warn_of_an_odd_end(args: SimpleNamespace, objective: objectives.Objective, 
         )
 
 
-def _reward(args: SimpleNamespace) -> tuple[str, str]:
-    return args.reward.model_name_or_path, "--reward.model_name_or_path"
+def _reward(args: SimpleNamespace) -> tuple[str, str, bool]:
+    return args.reward.model_name_or_path, "--reward.model_name_or_path", args.trust_remote_code
 
 
 def _check_same_tokenizer(args: SimpleNamespace) -> None:

@@ -38,7 +38,7 @@ class BaseGPMRewardActor(BaseRewardModelActor):
         ds = strategy.args.ds  # this process's own copy
         ds.attn_implementation, ds.packing_samples = reward_attention(strategy.args)
         super().init_model_from_pretrained(strategy, pretrain)
-        checkpoint = open_pretrained(pretrain, "--reward.model_name_or_path")
+        checkpoint = open_pretrained(pretrain, "--reward.model_name_or_path", strategy.args.trust_remote_code)
         self.config = checkpoint.gpm
         self.formatter = checkpoint.formatter().cut_at_positions()
         obstacle = checkpoint.forest_obstacle(ds.attn_implementation, self.config.max_len)

@@ -16,7 +16,9 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from openrlhf_gpm.checkpoints.checkpoint import open_pretrained
+from openrlhf_gpm.config import GPMConfig
 from openrlhf_gpm.data import (
+    BadRow,
     BadRows,
     Comparison,
     PairKeys,
@@ -110,7 +112,7 @@ class GPMRewardDataset(Preferences):
         args: SimpleNamespace = strategy.args
         if args.data.apply_chat_template and args.data.tokenizer_chat_template:
             tokenizer.chat_template = args.data.tokenizer_chat_template
-        start = open_pretrained(args.model.model_name_or_path, START)
+        start = open_pretrained(args.model.model_name_or_path, START, args.trust_remote_code)
         config = model_config(start, args)  # of the checkpoint, where a GPM is trained further
         try:
             self.formatter = start.formatter(tokenizer, config)
@@ -122,6 +124,8 @@ class GPMRewardDataset(Preferences):
 
         reader = Reader(args, strategy.is_rank_0())
         groups = reader.read(dataset)
+        if args.model.margin_loss_enable and strategy.is_rank_0():
+            warn_of_margins(groups, config)
         if args.gpm.merge_prompts:
             groups = merge_prompts(groups)
         self.held_out: Preferences | None = None
@@ -149,8 +153,19 @@ class Reader:
         """Rows in any accepted form -> groups; one without an id is named by its place."""
         keys = PairKeys(self.args.data.prompt_key, self.args.data.chosen_key, self.args.data.rejected_key)
 
+        csv = any(name.strip().endswith(".csv") for name in self.args.data.dataset.split(","))
+
         def normalise(row: Any, name: str) -> PreferenceGroup:
-            group = normalise_preference(row, keys)
+            try:
+                group = normalise_preference(row, keys)
+            except BadRow as error:
+                if not csv or error.kind != "missing column":
+                    raise
+                raise BadRow(
+                    error.kind,
+                    f"{error}; in CSV, `datasets` reads N/A and the like as absent: `openrlhf-gpm data merge` writes "
+                    "the same rows as JSON lines",
+                ) from error
             if self.args.gpm.loss == "mse" and any(c.log_odds is None for c in group.comparisons):
                 raise ValueError("--gpm.loss mse needs a column 'log_odds', the log-odds that chosen wins")
             return group if group.id is not None else replace(group, id=name)
@@ -185,6 +200,20 @@ class Reader:
         if not made:
             stop("preference data: there is no usable row")
         return made
+
+
+def warn_of_margins(groups: Iterable[PreferenceGroup], config: GPMConfig) -> None:
+    """Say how many margins are beyond the largest score that embeddings of length 1 can have."""
+    if not config.normalize or config.gate == "softplus":
+        return
+    reach = config.k if config.gate == "softmax_scaled" else 1  # the largest scale of a plane
+    margins = [abs(c.margin) for group in groups for c in group.comparisons]
+    far = sum(margin > reach for margin in margins)
+    if far:
+        logger.warning(
+            f"{far} of {len(margins)} margins are above {reach}, the largest raw score that this model can have: "
+            "divide the column, or pass --gpm.no_normalize"
+        )
 
 
 def stop(text: str) -> NoReturn:

@@ -14,7 +14,8 @@ from openrlhf_gpm.checkpoints.checkpoint import Checkpoint, open_pretrained
 from openrlhf_gpm.config import CHOICES, GPMConfig
 from openrlhf_gpm.flags import flag, flag_fields, given_flags, read_flags
 from openrlhf_gpm.scoring.options import SHARE_PROMPT
-from openrlhf_gpm.trainer.checkpoint_checks import check_parallelism
+from openrlhf_gpm.trainer.checkpoint_checks import check_parallelism, check_trusted
+from openrlhf_gpm.trainer.reward.run_state import check_folders
 
 logger = init_logger(__name__)
 
@@ -130,6 +131,8 @@ def check(args: SimpleNamespace) -> None:
     _check_loss(args, training)
     if not args.model.model_name_or_path:
         raise ValueError(f"{START} is missing: name the model to train the GPM from")
+    check_trusted(args, [START.removeprefix("--")])
+    check_folders(args)
     _check_start(args, config, training)
 
 
@@ -165,7 +168,7 @@ def _check_start(args: SimpleNamespace, config: GPMConfig, training: TrainingFla
         raise ValueError("--gpm.lm_coef needs one response per text, --gpm.head pairwise reads two: leave it at 0")
     if not os.path.isdir(path) and not training.lm_coef:
         return
-    start = open_pretrained(path, START)
+    start = open_pretrained(path, START, args.trust_remote_code)
     _check_texts(start, model_config(start, args), args)
     if training.lm_coef and not start.hf.get_text_config().tie_word_embeddings:
         raise ValueError(

@@ -10,18 +10,28 @@ from typing import Any
 import deepspeed
 import torch
 from openrlhf.models import get_llm_for_sequence_regression
+from openrlhf.plugins import exit_with_usage_error
 from openrlhf.utils.logging_utils import init_logger
 from torch import nn
 
 from openrlhf_gpm.checkpoints.checkpoint import open_pretrained
 from openrlhf_gpm.models.gpm import make_gpm_class
 from openrlhf_gpm.trainer.reward.flags import START, config_from_flags
+from openrlhf_gpm.trainer.reward.run_state import own_folders
 
 logger = init_logger(__name__)
 
 
 def model_builder(args: SimpleNamespace) -> Callable[..., nn.Module]:
-    """`get_llm_for_sequence_regression` for this run's arguments, with a GPM in place of the scalar reward model."""
+    """`get_llm_for_sequence_regression` for this run's arguments, with a GPM in place of the scalar reward model.
+
+    It is the first thing that a run asks for, so the run takes its folders here.
+    """
+    if hasattr(args.ckpt, "output_dir") and not hasattr(args, "actor"):  # train_rm; train_ppo_ray owns its folders
+        try:
+            own_folders(args)
+        except ValueError as error:
+            exit_with_usage_error("train_rm", error)
     return partial(build_gpm, args=args)
 
 
@@ -34,7 +44,7 @@ def build_gpm(
     """
     if model_type != "reward":
         return get_llm_for_sequence_regression(path, model_type, init_value_head=init_value_head, **kwargs)
-    start = open_pretrained(path, START)
+    start = open_pretrained(path, START, args.trust_remote_code)
     gpm = start.gpm if start.is_gpm else config_from_flags(args)
     if start.is_gpm and init_value_head:
         logger.warning("%s is a GPM already: its own dim, gate, tau and format are kept, not those of --gpm.*", path)

@@ -15,7 +15,7 @@ CYCLE = [
     {"prompt": "Name a prime.", "chosen": "7", "rejected": "9", "id": "a"},
     {"prompt": "Name a prime.", "chosen": "9", "rejected": "Two.", "id": "b"},
     {"prompt": "Name a prime.", "chosen": "Two.", "rejected": "7", "id": "c"},
-    {"prompt": "Say hello to me.", "chosen": "Hello!", "rejected": "No.", "label": 0.25, "margin": 2.0, "id": "d"},
+    {"prompt": "Say hello to me.", "chosen": "Hello!", "rejected": "No.", "label": 0.25, "margin": -2.0, "id": "d"},
 ]
 
 
@@ -55,7 +55,7 @@ def test_a_batch_points_at_the_embeddings_and_gates_of_its_comparisons(dataset, 
     batch = data.collate_fn(data.rows)
     assert ("forest" in batch["inputs"]) == (share == "auto")
     assert batch["label"].tolist() == [1.0, 1.0, 1.0, 0.25]
-    assert batch["margin"].tolist() == [0.0, 0.0, 0.0, 2.0]
+    assert batch["margin"].tolist() == [0.0, 0.0, 0.0, -2.0]
     model = new_gpm(dim=4, gate="softplus")
     v, gate = model(**batch["inputs"])
     c = 0
@@ -121,6 +121,26 @@ def test_prompts_are_held_out_whole(dataset):
     assert not kept & held
     assert len(data) + len(data.held_out) == 40
     assert dataset(rows).held_out is None
+
+
+def test_margins_that_the_model_cannot_reach_are_counted(dataset, caplog):
+    """F21: embeddings of length 1, two planes whose scales sum to 2."""
+    rows = [CYCLE[0] | {"margin": margin} for margin in (0.5, 1.9, 2.1, 50)]
+    flags = ["--model.margin_loss_enable", "--gpm.dim", "4"]
+    with caplog.at_level("WARNING"):
+        dataset(rows, *flags)
+        assert "2 of 4 margins are above 2, the largest raw score" in caplog.text
+        caplog.clear()
+        dataset(rows, *flags, "--gpm.no_normalize")
+        dataset(rows, "--gpm.dim", "4")
+    assert "margins" not in caplog.text
+
+
+def test_a_row_that_lacks_a_column_in_csv_is_told_of_what_datasets_leaves_out(dataset, capsys):
+    rows = [{"prompt": "Is it?", "chosen": None, "rejected": "No."}]  # as datasets reads N/A in a cell
+    with pytest.raises(SystemExit, match="2"):
+        dataset(rows, "--data.dataset", "in.csv")
+    assert "in CSV, `datasets` reads N/A and the like as absent" in capsys.readouterr().err
 
 
 def test_bad_rows_end_the_run_unless_they_are_to_be_skipped(dataset, capsys, caplog):
