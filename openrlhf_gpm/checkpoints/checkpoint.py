@@ -6,6 +6,7 @@ the safetensors files alone, and reported in one line.
 
 import json
 import os
+import re
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property
@@ -211,6 +212,8 @@ def load_gpm(
 
     try:
         model_class: Any = gpm_class(checkpoint.hf, packing_samples)
+        if adapter:
+            model_class = _without_head_in_base(model_class)
         model, report = model_class.from_pretrained(
             base,
             config=checkpoint.hf,
@@ -221,9 +224,7 @@ def load_gpm(
         )
     except (RuntimeError, OSError) as error:  # trunk tensors of another size than config.json says; no such base
         raise ValueError(f"{base}: transformers cannot load it: {one_line(error)}") from error
-    in_adapter = {"score.weight", "gate.weight", "temperature.rho"} if adapter else set()
-    missing = sorted(set(report["missing_keys"]) - in_adapter)
-    if missing:
+    if missing := sorted(report["missing_keys"]):
         raise ValueError(_missing(base, missing))
     if unplaced := sorted(report["unexpected_keys"]):
         raise ValueError(
@@ -266,6 +267,12 @@ def _adapter_base(path: Path) -> Path | None:
     if os.path.isabs(base) and not os.path.isdir(base):
         raise ValueError(f"{file}: base_model_name_or_path {base} does not exist: correct it")
     return Path(base)
+
+
+def _without_head_in_base(model_class: Any) -> Any:
+    """The class for a LoRA adapter's base: transformers reports no missing head, which the adapter brings."""
+    brought = [f"^{re.escape(name)}$" for name in ("score.weight", "gate.weight", "temperature.rho")]
+    return type(model_class.__name__, (model_class,), {"_keys_to_ignore_on_load_missing": brought})
 
 
 def _merge_adapter(model: PreTrainedModel, path: Path) -> PreTrainedModel:

@@ -120,7 +120,7 @@ def make_service(args: argparse.Namespace, limits: Limits, keys: list[str], opti
 
     if args.backend == "torch":
         pick_device(args.device)
-    checkpoint = open_checkpoint(args.model)
+    checkpoint = open_checkpoint(args.model, args.trust_remote_code)
     gpm = asdict(checkpoint.gpm)
     shown = {name: gpm[name] for name in ("head", "dim", "gate", "tau", "max_len")}
     model = {"name": args.model.resolve().name, "fingerprint": fingerprint(args.model), **shown}

@@ -1,5 +1,6 @@
 import json
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -186,6 +187,15 @@ def test_a_lora_adapter_is_loaded_merged_with_its_head_and_gate(lora, chat_token
     got_v, got_gate = loaded(IDS, MASK, PROMPTS)
     torch.testing.assert_close(got_v, v, atol=1e-5, rtol=0)
     torch.testing.assert_close(got_gate, gate, atol=1e-5, rtol=0)
+
+
+def test_loading_an_adapter_reports_no_weight_that_it_holds_as_missing(lora, chat_tokenizer):
+    _, path, model = lora
+    save_gpm(model, chat_tokenizer, path)
+    code = f"from openrlhf_gpm.checkpoints.checkpoint import load_gpm; load_gpm({str(path)!r})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "LOAD REPORT" not in done.stderr + done.stdout
+    assert "MISSING" not in done.stderr + done.stdout
 
 
 def test_a_merged_adapter_can_be_saved_as_a_whole_checkpoint(lora, chat_tokenizer, tmp_path):
