@@ -38,6 +38,7 @@ SLURM = {
     "SLURM_JOB_NUM_NODES": "4",
     "SLURM_JOB_ID": "7",
     "SLURM_CPUS_PER_TASK": "64",
+    "SLURM_GPUS_PER_NODE": "h100:8",
 }
 RECIPES = {  # name -> (command, environment)
     "train_gpm gemma": (["recipes/train_gpm_8gpu.sh", "gemma-2b"], {}),
@@ -192,6 +193,7 @@ def test_the_reward_actor_of_a_recipe_shares_prompts(name: str, reward: Path):
         assert run.rollout.micro_batch_size % run.rollout.n_samples_per_prompt == 0  # no group is cut
 
 
+@pytest.mark.usefixtures("as_on_a_gpu")
 def test_training_a_gpm_on_gpus_shares_prompts(reward: Path):
     for name in ("train_gpm gemma", "train_gpm cyclic"):
         (run,) = parsed(name, reward)
