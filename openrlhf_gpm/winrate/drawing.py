@@ -16,13 +16,15 @@ Matrix = Sequence[Sequence[float]]
 
 
 def graph(names: Sequence[str], rates: Matrix, ci95: Sequence[Sequence[Sequence[float]]] | None) -> str:
-    """Policies on a circle, with an arrow from the winner to the loser of each pair; dashed where that is not sure."""
-    start = math.pi / 2 if len(names) > 2 else math.pi  # two stand side by side
-    turns = [start - 2 * math.pi * i / len(names) for i in range(len(names))]
+    """Policies on a circle, with an arrow from the winner to the loser of each pair.
+
+    It is dashed where the interval holds 1/2; without intervals all are whole.
+    """
+    turns = [math.pi / 2 - 2 * math.pi * i / len(names) for i in range(len(names))]
     places = [(WIDTH / 2 + RADIUS * math.cos(t), HEIGHT / 2 - RADIUS * math.sin(t)) for t in turns]
     wins = [(i, j) for i, row in enumerate(rates) for j, rate in enumerate(row) if rate > 0.5]
     arrows = [
-        _arrow(places[i], places[j], rates[i][j], ci95 is not None and ci95[i][j][0] > 0.5, len(names) <= 4)
+        _arrow(places[i], places[j], rates[i][j], ci95 is None or ci95[i][j][0] > 0.5, len(names) <= 4)
         for i, j in wins
     ]
     said = (

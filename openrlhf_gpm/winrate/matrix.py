@@ -22,6 +22,13 @@ BLOCK = 10_000_000
 ROUNDING = 1e-12
 """A win rate this close to 1/2 is a tie that was summed over prompts."""
 
+INTERVALS = ("ci95", "elo_ci95", "cyclic_share_ci95", "cycles")
+PLAYED = (
+    *("win_rates", "worst_case", "von_neumann", "von_neumann_worst_case", "elo", "elo_misfit", "cyclic_share"),
+    *INTERVALS,
+)
+"""What `play` finds."""
+
 
 def common_prompts(policies: Sequence[Answers]) -> list[str]:
     """The prompts that every policy answered, in the order of the first."""
@@ -70,12 +77,12 @@ def compare(policies: Sequence[Answers], seed: int = 0) -> dict[str, Any]:
         "judge_cyclic_share": [sum(share) / len(share) for share in judged],
     }
     if len(by_prompt) == 0:
-        return found | dict.fromkeys(("win_rates", "ci95", "worst_case", "von_neumann", "cyclic_share"))
-    return found | play(by_prompt, seed=seed)
+        return found | dict.fromkeys(PLAYED)
+    return found | play(found["policies"], by_prompt, seed=seed)
 
 
-def play(by_prompt: Tensor, draws: int = DRAWS, seed: int = 0) -> dict[str, Any]:
-    """The game of the policies, from win rates by prompt (N, P, P), ready for JSON.
+def play(names: Sequence[str], by_prompt: Tensor, draws: int = DRAWS, seed: int = 0) -> dict[str, Any]:
+    """The game of the policies by these names, from win rates by prompt (N, P, P), ready for JSON.
 
     win_rates: (P, P), of the row against the column. ci95: (P, P) of [low, high], by resampling prompts.
     worst_case: (P,), against the best of these policies, at most 1/2.
@@ -84,7 +91,7 @@ def play(by_prompt: Tensor, draws: int = DRAWS, seed: int = 0) -> dict[str, Any]
     win rate and what the ranking predicts for it.
     cyclic_share: of the policies, in [0, 1]: 0 if they can be ranked, 1 if they only chase each other;
     cyclic_share_ci95: [low, high]. Noise is partly cyclic, so both are biased upwards on few prompts.
-    cycles: [i, j, k] where i beats j, j beats k and k beats i, each with an interval above 1/2.
+    cycles: [i, j, k], names, where i beats j, j beats k and k beats i, each with an interval above 1/2.
     The intervals and `cycles` are None below 10 prompts.
     """
     rates = _with_ties(by_prompt.double().mean(0))
@@ -98,7 +105,7 @@ def play(by_prompt: Tensor, draws: int = DRAWS, seed: int = 0) -> dict[str, Any]
         "elo": elo(strengths).tolist(),
         "elo_misfit": float((rates - group_probs(bt_scores(strengths))).abs().amax()),
         "cyclic_share": float(cyclic_share(scores)),
-        **dict.fromkeys(("ci95", "elo_ci95", "cyclic_share_ci95", "cycles")),
+        **dict.fromkeys(INTERVALS),
     }
     if len(by_prompt) < FEWEST or not draws:
         return found
@@ -108,7 +115,7 @@ def play(by_prompt: Tensor, draws: int = DRAWS, seed: int = 0) -> dict[str, Any]
         "ci95": bounds.tolist(),
         "elo_ci95": middle(elo(bradley_terry(means))).tolist(),
         "cyclic_share_ci95": middle(cyclic_share(log_odds(means))).tolist(),
-        "cycles": three_cycles(bounds[..., 0] > 0.5),
+        "cycles": [[names[i] for i in cycle] for cycle in three_cycles(bounds[..., 0] > 0.5)],
     }
 
 

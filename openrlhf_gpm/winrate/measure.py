@@ -26,8 +26,8 @@ def measure(
     """Metrics and the rows of the prompts, ready for JSON. judged: the answers of `files` to their common prompts.
 
     Metrics: policies (names), prompts (N), answers (P, to these prompts), mean_length (P, characters), what `play`
-    finds with the names of policies in `cycles`, length_controlled (win_rates, ci95, slope; an entry is None where one
-    policy's answers are longer to every prompt), judge_cyclic_share (mean over prompts), warnings.
+    finds, length_controlled (win_rates, ci95, slope; an entry is None where one policy's answers are longer to every
+    prompt), judge_cyclic_share (mean over prompts), warnings.
 
     A row: prompt, best (the policy with the largest mean win rate against the others, None for a tie), win_rate (that
     one), win_rates (P, P), lengths (P), cyclic_share.
@@ -36,9 +36,6 @@ def measure(
     by_prompt = win_rates_by_prompt(judged)
     lengths = torch.tensor([[_mean_length(file, key) for file in files] for key in keys], dtype=torch.float64)
     names = [file.policy for file in files]
-    game = play(by_prompt, draws, seed)
-    if game["cycles"] is not None:
-        game["cycles"] = [[names[i] for i in cycle] for cycle in game["cycles"]]
     controlled, warnings = _controlled(names, by_prompt, lengths, draws, seed)
     if len(keys) < FEWEST:
         warnings.append(f"{len(keys)} common prompts are too few for intervals: give at least {FEWEST}")
@@ -47,7 +44,7 @@ def measure(
         "prompts": len(keys),
         "answers": [sum(len(file.by_prompt[key].texts) for key in keys) for file in files],
         "mean_length": lengths.mean(0).tolist(),
-        **game,
+        **play(names, by_prompt, draws, seed),
         "length_controlled": controlled,
         "judge_cyclic_share": sum(judged[0].by_prompt[key].cyclic_share for key in keys) / len(keys),
         "warnings": warnings,

@@ -37,7 +37,7 @@ def page(metrics: dict[str, Any], rows: Sequence[dict[str, Any]], texts: Sequenc
         findings="\n".join(f"<li>{escape(line)}</li>" for line in spoken(metrics)),
         warnings=_warnings(metrics["warnings"]),
         matrix=_matrix(metrics),
-        graph=graph(names, metrics["win_rates"], metrics["ci95"]),
+        figure=_figure(metrics),
         ranking=_ranking(metrics),
         length=_length(metrics),
         page_note=f"{kept}Best is the policy with the highest mean win rate against the others on that prompt.",
@@ -101,6 +101,16 @@ def _matrix(metrics: dict[str, Any]) -> str:
         ", with 95 % intervals by prompt" if ci95 else ""
     )
     return table("matrix", "Win matrix", ["", *map(escape, names)], body, caption)
+
+
+def _figure(metrics: dict[str, Any]) -> str:
+    if len(metrics["policies"]) < 3:
+        return ""
+    caption = "An arrow leads from the winner to the loser, thicker for higher win rates."
+    if metrics["ci95"]:
+        caption += " Dashed: the interval holds 50 %."
+    drawn = graph(metrics["policies"], metrics["win_rates"], metrics["ci95"])
+    return f"<figure>{drawn}<figcaption>{caption}</figcaption></figure>"
 
 
 def _ranking(metrics: dict[str, Any]) -> str:

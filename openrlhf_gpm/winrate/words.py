@@ -38,7 +38,7 @@ def spoken(metrics: dict[str, Any]) -> list[str]:
         lines.append(f"A cycle, each win with an interval above 50 %: {shown}{more}.")
     elif metrics["cycles"] is not None:
         lines.append("No cycle of three policies is certain.")
-    shares = sorted(zip(metrics["von_neumann"], names, strict=True), key=lambda each: -each[0])
+    shares = sorted(zip(metrics["von_neumann"], names, strict=True), key=lambda each: -round(each[0], 3))
     mixture = ", ".join(f"{percent(share)} % {name}" for share, name in shares if share >= 0.0005)
     lines.append(
         f"The mixture that none of them beats: {mixture}. It wins {percent(metrics['von_neumann_worst_case'])} % "
@@ -63,5 +63,6 @@ def _winner(metrics: dict[str, Any]) -> str:
     if ci95 is None:
         return f"{names[best]} beats {whom}; there are no intervals to say how surely."
     open_ = [names[j] for j in others[best] if ci95[best][j][0] <= 0.5]
-    doubt = f"; against {', '.join(open_)} the interval holds 50 %" if open_ else ", with every interval above 50 %"
+    above = "every interval" if len(names) > 2 else "the interval"
+    doubt = f"; against {', '.join(open_)} the interval holds 50 %" if open_ else f", with {above} above 50 %"
     return f"{names[best]} beats {whom}{doubt}."

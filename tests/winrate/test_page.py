@@ -53,14 +53,17 @@ class Page(HTMLParser):
 
 
 def compared(prompts: int = 12, hostile: str = HOSTILE) -> tuple[dict, list[dict], list[dict]]:
-    """Three policies in a circle, all with hostile texts."""
+    """Three policies in a circle, except that the second wins on the first prompt; all with hostile texts."""
     keys = [f"{i} {hostile}" for i in range(prompts)]
     angles = torch.tensor([0.0, 120.0, 240.0]).deg2rad()
     vectors = torch.stack([angles.cos(), angles.sin()], -1)
     files = [AnswerFile(n, "f", {key: Answered(key, [f"{n} {hostile}"], ["f:1"]) for key in keys}) for n in NAMES]
+    by_prompt = [vectors[[0, 2, 0]], *[vectors] * (prompts - 1)]
     judged = [
-        Answers(name, {key: Judged(v[None], 4 * torch.ones(1), 1.0) for key in keys})
-        for name, v in zip(NAMES, vectors, strict=True)
+        Answers(
+            name, {key: Judged(v[i : i + 1], 4 * torch.ones(1), 1.0) for key, v in zip(keys, by_prompt, strict=True)}
+        )
+        for i, name in enumerate(NAMES)
     ]
     metrics, rows = measure(files, judged, draws=50)
     metrics["warnings"].append(f"warned {hostile}")
@@ -108,11 +111,12 @@ def test_the_page_says_the_findings_without_its_script(parsed: Page):
     said = " ".join(parsed.of("li"))
     assert "No policy beats all others." in said
     assert "scissors beats" in said
-    assert "Cyclic share 1.00" in said
-    assert "33.3 % rock" in said
+    assert "Cyclic share 0.96" in said
+    assert "The mixture that none of them beats: 36.4 % rock" in said
     bodies = [each for each in parsed.all("tbody") if "data-rates" in each]
     assert len(bodies) == 12
-    assert {body["data-best"] for body in bodies} == {"tie"}
+    assert [body["data-best"] for body in bodies] == ["1", *["tie"] * 11]
+    assert [text for text in parsed.of("td") if text in (*NAMES, "a tie")] == [NAMES[1], *["a tie"] * 11]
     assert not [each for _, each in parsed.elements if "hidden" in each]  # the script folds
 
 
@@ -142,6 +146,17 @@ def test_a_long_comparison_shows_its_first_prompts_and_says_so():
     parsed = Page(page(*compared(PROMPTS + 1, "")))
     assert len([each for each in parsed.all("tbody") if "data-rates" in each]) == PROMPTS
     assert any(f"The first {PROMPTS} of {PROMPTS + 1} prompts" in said for said in parsed.of("p"))
+
+
+def test_two_policies_need_no_picture():
+    pair = [
+        Answers(name, {"p": Judged(torch.tensor([[r, 1.0]]), torch.ones(1), 0.0)}) for name, r in (("a", 1), ("b", 0))
+    ]
+    files = [AnswerFile(each.policy, "f", {"p": Answered("p", ["text"], ["f:1"])}) for each in pair]
+    metrics, rows = measure(files, pair)
+    parsed = Page(page(metrics, rows, [{"a": ["text"], "b": ["text"]}]))
+    assert not [each for each in parsed.all("svg") if "aria-label" in each]
+    assert "a beats b; there are no intervals to say how surely." in parsed.of("li")
 
 
 def test_the_picture_has_an_arrow_from_every_winner_and_dashes_where_it_is_not_sure():

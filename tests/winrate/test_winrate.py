@@ -75,6 +75,7 @@ def test_only_common_prompts_count_and_without_one_nothing_is_compared(tmp_path)
     found = compare([a, apart])
     assert found["prompts"] == 0
     assert found["win_rates"] is None
+    assert set(found) == set(compare([a, b]))
     assert found["judge_cyclic_share"] == [0.0, 0.25]
     write_report(tmp_path, found, "Passes")
     assert "no prompt in common" in (tmp_path / "report.md").read_text()
@@ -104,15 +105,15 @@ def test_intervals_are_those_of_a_slow_bootstrap_over_prompts():
     torch.manual_seed(0)
     scores = torch.randn(30, 3, 3, dtype=torch.float64) * 2
     by_prompt = torch.sigmoid(scores - scores.mT)
-    found = play(by_prompt, draws=4000)
+    found = play("abc", by_prompt, draws=4000)
     slow = torch.stack([by_prompt[torch.randint(30, (30,))].mean(0) for _ in range(4000)])
     by_hand = torch.quantile(slow, torch.tensor([0.025, 0.975], dtype=torch.float64), 0).movedim(0, -1)
     torch.testing.assert_close(torch.tensor(found["ci95"], dtype=torch.float64), by_hand, atol=0.01, rtol=0)
     shares_ = torch.quantile(cyclic_share(log_odds(slow)), torch.tensor([0.025, 0.975], dtype=torch.float64))
     assert found["cyclic_share_ci95"] == pytest.approx(shares_.tolist(), abs=0.05)
-    assert play(by_prompt, draws=50)["ci95"] != play(by_prompt, draws=50, seed=1)["ci95"]
-    assert play(by_prompt, draws=50)["ci95"] == play(by_prompt, draws=50)["ci95"]
-    assert play(by_prompt, draws=0)["ci95"] is None
+    assert play("abc", by_prompt, draws=50)["ci95"] != play("abc", by_prompt, draws=50, seed=1)["ci95"]
+    assert play("abc", by_prompt, draws=50)["ci95"] == play("abc", by_prompt, draws=50)["ci95"]
+    assert play("abc", by_prompt, draws=0)["ci95"] is None
 
 
 def test_a_cycle_is_certain_only_where_every_interval_is_above_a_half():
@@ -122,16 +123,16 @@ def test_a_cycle_is_certain_only_where_every_interval_is_above_a_half():
         rows = [[half, p, 1 - p], [1 - p, half, p], [p, 1 - p, half]]
         return torch.stack([torch.stack(row, -1) for row in rows], -2)
 
-    sure, unsure = play(cycle(0.7, 0.1)), play(cycle(0.55, 0.4))
-    assert sure["cycles"] == [[0, 1, 2]]
+    sure, unsure = play("abc", cycle(0.7, 0.1)), play("abc", cycle(0.55, 0.4))
+    assert sure["cycles"] == [["a", "b", "c"]]
     assert unsure["cycles"] == []
     assert sure["cyclic_share"] == unsure["cyclic_share"] == pytest.approx(1)
     assert sure["elo"] == pytest.approx([1000] * 3)
     assert sure["elo_misfit"] == pytest.approx(0.2)  # the ranking says 1/2
     assert sure["von_neumann_worst_case"] == pytest.approx(0.5, abs=1e-4)
     assert sure["worst_case"] == pytest.approx([0.3] * 3)
-    other_way = play(cycle(0.7, 0.1).mT)
-    assert other_way["cycles"] == [[0, 2, 1]]
+    other_way = play("abc", cycle(0.7, 0.1).mT)
+    assert other_way["cycles"] == [["a", "c", "b"]]
 
 
 @pytest.fixture
