@@ -3,9 +3,10 @@
 import argparse
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from openrlhf_gpm.cli.scorer_flags import add_scorer_flags, scorer_options
+from openrlhf_gpm.outputs import check_output, one_writer
 
 if TYPE_CHECKING:
     from openrlhf_gpm.winrate.texts import AnswerFile
@@ -25,6 +26,8 @@ in OUTPUT, which appears when it is complete:
   prompts.jsonl  one line per prompt: which policy is best there, and the win rates of all
   report.html    the same as one page, with the answers; it needs no network and no other file
 """
+
+MIN_DRAWS = 100
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -49,12 +52,30 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 def run(args: argparse.Namespace) -> int:
     """Compare. Raises ValueError for wrong input, before the model is loaded; --output appears whole or not at all."""
     named = named_files(args.answers)
-    if args.output.exists() and (not args.output.is_dir() or any(args.output.iterdir())):
+    read = [("--model", args.model), *(("--answers", file) for file in named.values())]
+    if args.questions:
+        read.append(("--questions", args.questions))
+    output = check_output(args.output, "--output", read)
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ValueError(f"--output {args.output} exists and is not an empty directory: give a new one")
-    if args.bootstrap < 0:
-        raise ValueError(f"--bootstrap must be >= 0, got {args.bootstrap}")
+    if args.bootstrap and args.bootstrap < MIN_DRAWS:
+        raise ValueError(
+            f"--bootstrap must be at least {MIN_DRAWS}, for the ends of an interval, or 0 to leave intervals out; got "
+            f"{args.bootstrap}"
+        )
     options = scorer_options(args)
+    with one_writer(output):
+        metrics = _compare(args, named, output, options)
 
+    from openrlhf_gpm.winrate.output import tables
+
+    print(tables(metrics))
+    print(f"report: {args.output / 'report.html'}")
+    return 0
+
+
+def _compare(args: argparse.Namespace, named: dict[str, str], output: Path, options: dict[str, Any]) -> dict[str, Any]:
+    """The metrics, once the output is ours alone; they are written to it with the rest."""
     from tqdm import tqdm
 
     from openrlhf_gpm.checkpoints.checkpoint import open_checkpoint
@@ -63,11 +84,12 @@ def run(args: argparse.Namespace) -> int:
     from openrlhf_gpm.scoring.scorer import GPM
     from openrlhf_gpm.winrate.judging import check, judge
     from openrlhf_gpm.winrate.measure import measure
-    from openrlhf_gpm.winrate.output import tables, write_output
+    from openrlhf_gpm.winrate.output import write_output
     from openrlhf_gpm.winrate.texts import common_keys, left_out
 
     device = pick_device(args.device)
-    checkpoint = open_checkpoint(args.model)
+    checkpoint = open_checkpoint(args.model, args.trust_remote_code)
+    check_output(output, "--output", checkpoint.folders)
     if checkpoint.gpm.head == "pairwise":
         raise ValueError(f"--model {args.model} is a pairwise encoder, which has no embedding of a single response")
     files = read_files(named, args.questions)
@@ -78,7 +100,7 @@ def run(args: argparse.Namespace) -> int:
         judged = judge(files, keys, gpm, bar.update)
     metrics, rows = measure(files, judged, args.bootstrap, args.seed)
     metrics["warnings"] = said + metrics["warnings"]
-    settings = {
+    metrics["settings"] = {
         "model": str(args.model),
         "judge": judge_of(args.model),
         "answers": named,
@@ -87,10 +109,8 @@ def run(args: argparse.Namespace) -> int:
     }
     for text in metrics["warnings"]:
         print(f"warning: {text}", file=sys.stderr)
-    write_output(args.output, metrics | {"settings": settings}, rows, files, keys)
-    print(tables(metrics))
-    print(f"report: {args.output / 'report.html'}")
-    return 0
+    write_output(output, metrics, rows, files, keys)
+    return metrics
 
 
 def named_files(given: list[str]) -> dict[str, str]:

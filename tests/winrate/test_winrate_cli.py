@@ -1,6 +1,7 @@
 """`openrlhf-gpm winrate` from files to files: the scorer's numbers, each file whole, and one line for wrong input."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -145,7 +146,11 @@ def test_a_folder_with_something_in_it_and_a_pairwise_judge_are_refused(
     assert job()[0] == 2
     assert "exists and is not an empty directory" in capsys.readouterr().err
     assert before == {file.name: file.read_bytes() for file in out.iterdir()}
-    assert job("--bootstrap", -1)[0] == 2
+    shutil.rmtree(out)
+    capsys.readouterr()
+    for few in (-1, 99):
+        assert job("--bootstrap", few)[0] == 2
+        assert "--bootstrap must be at least 100, for the ends of an interval, or 0" in capsys.readouterr().err
 
 
 def test_embeddings_that_are_not_finite_name_the_first_place(job, gpm_checkpoint, chat_tokenizer, tmp_path, capsys):
