@@ -26,7 +26,10 @@ setup(
     # The patches travel inside the wheel as openrlhf_gpm/_patches; a checkout reads them from patches/.
     packages=[*find_packages(include=["openrlhf_gpm", "openrlhf_gpm.*"]), "openrlhf_gpm._patches"],
     package_dir={"openrlhf_gpm._patches": "patches"},
-    package_data={"openrlhf_gpm._patches": ["*/series", "*/*.patch", "*/manifest.json"]},
+    package_data={
+        "openrlhf_gpm._patches": ["*/series", "*/*.patch", "*/manifest.json"],
+        "openrlhf_gpm.winrate": ["page.html", "page.css", "page.js"],
+    },
     install_requires=["torch>=2.6", "transformers>=5.15", "safetensors", "numpy", "tqdm"],  # load and score a GPM
     extras_require={
         "openrlhf": [f"openrlhf[vllm]=={OPENRLHF}", "patch-ng>=1.19"],  # GPU clusters: vllm and flash-attn with it

@@ -14,7 +14,7 @@ from typing import Any
 
 from openrlhf_gpm import __version__
 
-COMMANDS = ("score", "embed", "serve", "eval", "convert", "data", "self-play", "patch", "doctor")
+COMMANDS = ("score", "embed", "serve", "eval", "winrate", "convert", "data", "self-play", "patch", "doctor")
 
 REMEDIES = {
     errno.ENOENT: "does not exist: correct the path",
@@ -37,6 +37,7 @@ first steps:
   openrlhf-gpm self-play --passes 3 -- ...               several passes of that, each from the policy of the one before
   openrlhf-gpm data check pairs.jsonl                    what is in a preference file, and which rows are bad
   openrlhf-gpm eval --model ckpt/gpm --data pairs.jsonl --output outputs/eval
+  openrlhf-gpm winrate --model ckpt/gpm --answers a=a.jsonl b=b.jsonl --output outputs/winrate    policies compared
   openrlhf-gpm score --model ckpt/gpm --input groups.jsonl --output scores.jsonl
   openrlhf-gpm embed --model ckpt/gpm --input answers.jsonl --output embedded.jsonl    opponents for training
   openrlhf-gpm serve --model ckpt/gpm                    groups over HTTP, for other training stacks too

@@ -1,6 +1,6 @@
 """Policies against policies: mean win rates over the prompts that all of them answered, with intervals by prompt.
 
-Notation: P policies, N common prompts, A answers of a policy to a prompt, B bootstrap draws.
+Notation: P policies, N common prompts, A answers of a policy to a prompt, at most; B bootstrap draws.
 """
 
 from collections.abc import Sequence
@@ -8,81 +8,129 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
-from openrlhf_gpm.core import cyclic_share, group_probs, group_scores, von_neumann_winner
+from openrlhf_gpm.core import bt_scores, cyclic_share, group_probs, group_scores, von_neumann_winner
+from openrlhf_gpm.core import worst_case_win_rate as against_best
 from openrlhf_gpm.winrate.answers import Answers
+from openrlhf_gpm.winrate.ranking import bradley_terry, elo
+from openrlhf_gpm.winrate.resampling import DRAWS, FEWEST, middle, resampled_means
 
-DRAWS = 1000
-BLOCK = 50_000_000
-"""Scores in memory at once: 200 MB."""
+BLOCK = 10_000_000
+"""Products of planes in memory at once: 80 MB."""
+
+ROUNDING = 1e-12
+"""A win rate this close to 1/2 is a tie that was summed over prompts."""
+
+INTERVALS = ("ci95", "elo_ci95", "cyclic_share_ci95", "cycles")
+PLAYED = (
+    *("win_rates", "worst_case", "von_neumann", "von_neumann_worst_case", "elo", "elo_misfit", "cyclic_share"),
+    *INTERVALS,
+)
+"""What `play` finds."""
+
+
+def common_prompts(policies: Sequence[Answers]) -> list[str]:
+    """The prompts that every policy answered, in the order of the first."""
+    first, *others = policies
+    return [prompt for prompt in first.by_prompt if all(prompt in other.by_prompt for other in others)]
 
 
 def win_rates_by_prompt(policies: Sequence[Answers]) -> Tensor:
-    """(N, P, P): probability that an answer of the row's policy beats one of the column's, a mean over their answers.
+    """(N, P, P) in float64: probability that an answer of the row's policy beats one of the column's, the mean over
+    their answers to each of the `common_prompts`.
 
-    A policy against itself has 1/2. Raises ValueError where a policy has another number of answers to some prompt.
+    A policy against itself has 1/2.
     """
-    first, *others = policies
-    common = [prompt for prompt in first.by_prompt if all(prompt in other.by_prompt for other in others)]
+    common, P = common_prompts(policies), len(policies)
     if not common:
-        return torch.zeros(0, len(policies), len(policies))
+        return torch.zeros(0, P, P, dtype=torch.float64)
     parts = [[policy.by_prompt[prompt].embeddings for prompt in common] for policy in policies]
-    for policy, answers in zip(policies, parts, strict=True):
-        if len({len(each) for each in answers}) > 1:
-            raise ValueError(f"{policy.policy} has more answers to some prompts than to others: give equally many")
-    v = torch.cat([torch.stack(answers) for answers in parts], 1)  # (N, P A, 2k)
-    gate = torch.stack([first.by_prompt[prompt].gate_over_tau for prompt in common])
-    counts = torch.tensor([len(answers[0]) for answers in parts])
-    mean = torch.eye(len(policies)).repeat_interleave(counts, 1) / counts.unsqueeze(-1)  # (P, P A)
-    size = max(1, BLOCK // v.shape[1] ** 2)
+    padded = [pad_sequence(part, batch_first=True) for part in parts]  # (N, A, 2k) each
+    v = torch.cat(padded, 1).double()  # (N, P A, 2k)
+    gate = torch.stack([policies[0].by_prompt[prompt].gate_over_tau for prompt in common]).double()
+    counts = torch.tensor([[len(answers) for answers in part] for part in parts]).T  # (N, P)
+    place = torch.cat([torch.arange(part.shape[1]) for part in padded])  # (P A,) of an answer among its policy's
+    owner = torch.arange(P).repeat_interleave(torch.tensor([part.shape[1] for part in padded]))
+    own = owner == torch.arange(P).unsqueeze(-1)  # (P, P A)
+    mean = (own & (place < counts.unsqueeze(-1))) / counts.unsqueeze(-1).double()  # (N, P, P A)
+    size = max(1, BLOCK // (v.shape[1] ** 2 * gate.shape[1]))
     blocks = [
-        mean @ group_probs(group_scores(some, its_gate)) @ mean.mT
-        for some, its_gate in zip(v.split(size), gate.split(size), strict=True)
+        some_mean @ group_probs(group_scores(some, its_gate)) @ some_mean.mT
+        for some, its_gate, some_mean in zip(v.split(size), gate.split(size), mean.split(size), strict=True)
     ]
-    return torch.cat(blocks)
+    rates = torch.cat(blocks)
+    return rates + torch.diag_embed(0.5 - rates.diagonal(dim1=-2, dim2=-1))  # a half up to rounding
 
 
 def compare(policies: Sequence[Answers], seed: int = 0) -> dict[str, Any]:
     """How the policies do against one another, ready for JSON.
 
-    policies: their names. prompts: N. win_rates: (P, P), of the row against the column.
-    ci95: (P, P) of [low, high], by resampling prompts; None below 10 prompts.
-    worst_case: (P,), against the best of these policies, at most 1/2.
-    von_neumann: (P,), the mixture of the policies that none of them beats.
-    cyclic_share: of the policies, in [0, 1]: 0 if they can be ranked, 1 if they only chase each other.
-    judge_cyclic_share: (P,), mean over the groups that each was judged in.
-    All but `policies`, `prompts` and `judge_cyclic_share` are None where the policies have no prompt in common.
+    policies: their names. prompts: N. judge_cyclic_share: (P,), mean over the groups that each was judged in.
+    The rest is what `play` finds, or None where the policies have no prompt in common.
     """
     by_prompt = win_rates_by_prompt(policies)
-    shares = [[judged.cyclic_share for judged in policy.by_prompt.values()] for policy in policies]
+    judged = [[judged.cyclic_share for judged in policy.by_prompt.values()] for policy in policies]
     found: dict[str, Any] = {
         "policies": [policy.policy for policy in policies],
         "prompts": len(by_prompt),
-        "judge_cyclic_share": [sum(share) / len(share) for share in shares],
-        **dict.fromkeys(("win_rates", "ci95", "worst_case", "von_neumann", "cyclic_share")),
+        "judge_cyclic_share": [sum(share) / len(share) for share in judged],
     }
     if len(by_prompt) == 0:
-        return found
-    rates = by_prompt.double().mean(0)
-    logits = torch.logit(rates)
-    scores = (logits - logits.mT) / 2  # skew in floating point too
-    return found | {
+        return found | dict.fromkeys(PLAYED)
+    return found | play(found["policies"], by_prompt, seed=seed)
+
+
+def play(names: Sequence[str], by_prompt: Tensor, draws: int = DRAWS, seed: int = 0) -> dict[str, Any]:
+    """The game of the policies by these names, from win rates by prompt (N, P, P), ready for JSON.
+
+    win_rates: (P, P), of the row against the column. ci95: (P, P) of [low, high], by resampling prompts.
+    worst_case: (P,), against the best of these policies, at most 1/2.
+    von_neumann: (P,), the mixture of the policies that none of them beats; von_neumann_worst_case: 1/2 to 1e-4.
+    elo: (P,), the Bradley-Terry ranking; elo_ci95: (P,) of [low, high]. elo_misfit: the largest distance between a
+    win rate and what the ranking predicts for it.
+    cyclic_share: of the policies, in [0, 1]: 0 if they can be ranked, 1 if they only chase each other;
+    cyclic_share_ci95: [low, high]. Noise is partly cyclic, so both are biased upwards on few prompts.
+    cycles: [i, j, k], names, where i beats j, j beats k and k beats i, each with an interval above 1/2.
+    The intervals and `cycles` are None below 10 prompts.
+    """
+    rates = _with_ties(by_prompt.double().mean(0))
+    scores = log_odds(rates)
+    mixture, strengths = von_neumann_winner(scores), bradley_terry(rates)
+    found = {
         "win_rates": rates.tolist(),
-        "ci95": _intervals(by_prompt, seed),
         "worst_case": rates.amin(-1).tolist(),
-        "von_neumann": von_neumann_winner(scores).tolist(),
+        "von_neumann": mixture.tolist(),
+        "von_neumann_worst_case": float(against_best(rates, mixture)),
+        "elo": elo(strengths).tolist(),
+        "elo_misfit": float((rates - group_probs(bt_scores(strengths))).abs().amax()),
         "cyclic_share": float(cyclic_share(scores)),
+        **dict.fromkeys(INTERVALS),
+    }
+    if len(by_prompt) < FEWEST or not draws:
+        return found
+    means = _with_ties(resampled_means(by_prompt, draws, seed))  # (B, P, P)
+    bounds = middle(means)
+    return found | {
+        "ci95": bounds.tolist(),
+        "elo_ci95": middle(elo(bradley_terry(means))).tolist(),
+        "cyclic_share_ci95": middle(cyclic_share(log_odds(means))).tolist(),
+        "cycles": [[names[i] for i in cycle] for cycle in three_cycles(bounds[..., 0] > 0.5)],
     }
 
 
-def _intervals(by_prompt: Tensor, seed: int) -> list[list[list[float]]] | None:
-    """(N, P, P) -> (P, P) of [low, high]."""
-    N, P, _ = by_prompt.shape
-    if N < 10:
-        return None
-    generator = torch.Generator().manual_seed(seed)
-    drawn = torch.randint(N, (DRAWS, N), generator=generator)
-    weights = torch.zeros(DRAWS, N).scatter_add_(1, drawn, torch.ones(DRAWS, N)) / N
-    means = (weights @ by_prompt.flatten(1).float()).unflatten(-1, (P, P))  # (B, P, P)
-    bounds: list[list[list[float]]] = means.quantile(torch.tensor([0.025, 0.975]), 0).permute(1, 2, 0).tolist()
-    return bounds
+def log_odds(rates: Tensor) -> Tensor:
+    """Scores of win rates: (..., P, P) -> the same, skew in floating point too, finite where a rate rounds to 1."""
+    return rates.log() - rates.mT.log()
+
+
+def three_cycles(beats: Tensor) -> list[list[int]]:
+    """[i, j, k] where beats (P, P) holds for (i, j), (j, k) and (k, i); i is the smallest of the three."""
+    i, j, k = (beats.unsqueeze(-1) & beats & beats.T.unsqueeze(1)).nonzero(as_tuple=True)
+    first = (i < j) & (i < k)
+    cycles: list[list[int]] = torch.stack([i, j, k], -1)[first].tolist()
+    return cycles
+
+
+def _with_ties(rates: Tensor) -> Tensor:
+    return torch.where((rates - 0.5).abs() < ROUNDING, 0.5, rates)

@@ -39,13 +39,17 @@ def commands(folder, model, output):
         "score": ["score", "--model", model, "--input", groups, "--output", output, "--device", "cpu"],
         "eval": ["eval", "--model", model, "--data", pairs, "--output", output, "--device", "cpu", "--no_plots"],
         "convert": ["convert", "--from", "gpm", "--to", "classifier", "--input", model, "--output", output],
+        "winrate": [
+            *("winrate", "--model", model, "--answers", f"a={groups}", f"b={groups}"),
+            *("--output", output, "--device", "cpu"),
+        ],
         "split": ["data", "split", pairs, "--train", output, "--held_out", folder / "rest.jsonl"],
         "merge": ["data", "merge", pairs, "--output", output],
         "cycle": ["data", "cycle", "--groups", groups, "--length", "3", "--output", output],
     }
 
 
-NAMES = ["score", "eval", "convert", "split", "merge", "cycle"]
+NAMES = ["score", "eval", "convert", "winrate", "split", "merge", "cycle"]
 
 
 def run(command):
@@ -123,9 +127,9 @@ def test_a_partial_of_the_user_s_is_not_deleted(tmp_path, model, capsys):
 def test_nothing_is_written_into_or_over_an_input(name, tmp_path, model, capsys):
     before = digest(model)
     inside = commands(tmp_path, model, model / "config.json" if name == "score" else model / "sub")[name]
-    if name in ("score", "eval", "convert"):
+    if name in ("score", "eval", "convert", "winrate"):
         refuse(capsys, inside, "lies in", "which is only read")
-    source = tmp_path / ("groups.jsonl" if name in ("score", "cycle") else "pairs.jsonl")
+    source = tmp_path / ("groups.jsonl" if name in ("score", "winrate", "cycle") else "pairs.jsonl")
     (tmp_path / "link").symlink_to(source)
     if name not in ("eval", "convert"):
         refuse(capsys, commands(tmp_path, model, tmp_path / "link")[name], "which is only read")
@@ -133,7 +137,7 @@ def test_nothing_is_written_into_or_over_an_input(name, tmp_path, model, capsys)
 
 
 def test_a_folder_that_holds_an_input_is_no_output(tmp_path, model, capsys):
-    for name in ("eval", "convert"):
+    for name in ("eval", "convert", "winrate"):
         refuse(capsys, commands(tmp_path, model, tmp_path)[name], "contains")
 
 
@@ -150,12 +154,12 @@ def test_devices_are_refused(name, tmp_path, model, capsys):
 def test_links_are_followed(name, tmp_path, model):
     (tmp_path / "elsewhere").mkdir()
     target = tmp_path / "elsewhere" / "real"
-    if name in ("eval", "convert"):
+    if name in ("eval", "convert", "winrate"):
         target.mkdir()
     (tmp_path / "out").symlink_to(target)
     assert run(commands(tmp_path, model, tmp_path / "out")[name]) == 0
     assert os.path.islink(tmp_path / "out")
-    assert target.is_dir() == (name in ("eval", "convert"))
+    assert target.is_dir() == (name in ("eval", "convert", "winrate"))
     assert [path.name for path in target.parent.iterdir()] == ["real"]
     assert any(target.iterdir()) if target.is_dir() else target.read_text()
 

@@ -72,6 +72,10 @@ def command(name: str, model: Path, tmp_path: Path) -> list[str]:
     return {
         "score": ["score", "--model", str(model), "--input", str(tmp_path / "groups.jsonl"), "--output", out],
         "embed": ["embed", "--model", str(model), "--input", str(tmp_path / "groups.jsonl"), "--output", out],
+        "winrate": [
+            *("winrate", "--model", str(model), "--output", out),
+            *("--answers", f"a={tmp_path / 'groups.jsonl'}", f"b={tmp_path / 'groups.jsonl'}"),
+        ],
         "serve": ["serve", "--model", str(model), "--port", "0"],
         "eval": ["eval", "--model", str(model), "--data", str(tmp_path / "pairs.jsonl"), "--output", out],
         "convert": ["convert", "--from", "gpm", "--to", "classifier", "--input", str(model), "--output", out],
@@ -80,7 +84,7 @@ def command(name: str, model: Path, tmp_path: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("source", [config_code, tokenizer_code, kernel])
-@pytest.mark.parametrize("name", ["score", "embed", "serve", "eval", "convert", "check"])
+@pytest.mark.parametrize("name", ["score", "embed", "winrate", "serve", "eval", "convert", "check"])
 def test_a_yes_on_stdin_is_no_consent(name, source, folder, marker, tmp_path, monkeypatch, capsys):
     named = source(folder)
     monkeypatch.setattr(sys, "stdin", io.StringIO("y\n"))

@@ -29,6 +29,11 @@ def test_the_patches_travel_in_the_wheel(wheel: zipfile.ZipFile):
     assert files == shipped != set()
 
 
+def test_the_page_of_winrate_travels_in_the_wheel(wheel: zipfile.ZipFile):
+    shipped = {name for name in wheel.namelist() if name.startswith("openrlhf_gpm/winrate/page.")}
+    assert shipped == {f"openrlhf_gpm/winrate/page.{kind}" for kind in ("py", "html", "css", "js")}
+
+
 def test_every_module_is_in_the_wheel_and_nothing_else_is(wheel: zipfile.ZipFile):
     modules = {str(path.relative_to(ROOT)) for path in (ROOT / "openrlhf_gpm").rglob("*.py")}
     assert {name for name in wheel.namelist() if name.endswith(".py")} == modules

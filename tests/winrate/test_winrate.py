@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from openrlhf_gpm.core import Groups, bt_scores, group_scores
+from openrlhf_gpm.core import Groups, bt_scores, cyclic_share, group_scores
 from openrlhf_gpm.samples.encoded import Encoded
 from openrlhf_gpm.trainer.policy.group_log import write_groups
 from openrlhf_gpm.trainer.policy.rows import pack_rows
 from openrlhf_gpm.winrate.answers import Answers, Judged, from_group_log
-from openrlhf_gpm.winrate.matrix import compare, win_rates_by_prompt
+from openrlhf_gpm.winrate.matrix import compare, log_odds, play, win_rates_by_prompt
 from openrlhf_gpm.winrate.report import write_report
 
 ONE = torch.ones(1)
@@ -41,8 +41,8 @@ def test_win_rates_are_means_over_all_pairs_of_answers_by_hand():
     assert rates[0, 1].item() in (pytest.approx(by_hand), pytest.approx(1 - by_hand))
     sign = group_scores(torch.cat([circle(0), circle(90)]), 4 * ONE)[0, 1]
     assert (rates[0, 1] > 0.5) == (sign > 0)
-    torch.testing.assert_close(rates + rates.T, torch.ones(2, 2))
-    torch.testing.assert_close(rates.diagonal(), torch.full((2,), 0.5))
+    torch.testing.assert_close(rates + rates.T, torch.ones(2, 2, dtype=torch.float64))
+    assert rates.diagonal().tolist() == [0.5, 0.5]
 
 
 def test_three_policies_in_a_circle_are_a_pure_cycle_and_all_in_the_mixture():
@@ -75,16 +75,64 @@ def test_only_common_prompts_count_and_without_one_nothing_is_compared(tmp_path)
     found = compare([a, apart])
     assert found["prompts"] == 0
     assert found["win_rates"] is None
+    assert set(found) == set(compare([a, b]))
     assert found["judge_cyclic_share"] == [0.0, 0.25]
     write_report(tmp_path, found, "Passes")
     assert "no prompt in common" in (tmp_path / "report.md").read_text()
     assert not (tmp_path / "win_matrix.png").exists()
 
 
-def test_uneven_numbers_of_answers_are_refused():
-    uneven = policy("a", circle(0), circle(0, 1))
-    with pytest.raises(ValueError, match="a has more answers to some prompts than to others"):
-        win_rates_by_prompt([uneven, policy("b", circle(0), circle(0))])
+def test_every_prompt_counts_alike_however_many_answers_it_has():
+    """The first policy has one answer to one prompt and three to the other, two of them the same."""
+    uneven = policy("a", circle(0), circle(0, 30, 30))
+    rates = win_rates_by_prompt([policy("b", circle(90), circle(90)), uneven])
+    once = win_rates_by_prompt([policy("b", circle(90)), policy("a", circle(0))])[0, 0, 1].item()
+    other = win_rates_by_prompt([policy("b", circle(90)), policy("a", circle(30))])[0, 0, 1].item()
+    assert rates[0, 0, 1].item() == pytest.approx(once)
+    assert rates[1, 0, 1].item() == pytest.approx((once + 2 * other) / 3)
+    assert rates.diagonal(dim1=-2, dim2=-1).tolist() == [[0.5, 0.5]] * 2
+
+
+def test_a_judge_that_is_sure_beyond_rounding_is_no_error():
+    """sigmoid(60) is 1 in any float; its log-odds are taken from the other side."""
+    sure = [Answers(name, {"0": Judged(torch.tensor([[r, 1.0]]), ONE, 0.0)}) for name, r in (("a", 60.0), ("b", 0.0))]
+    found = compare(sure)
+    assert found["win_rates"][0][1] == 1
+    assert found["von_neumann"] == pytest.approx([1, 0], abs=1e-4)
+
+
+def test_intervals_are_those_of_a_slow_bootstrap_over_prompts():
+    torch.manual_seed(0)
+    scores = torch.randn(30, 3, 3, dtype=torch.float64) * 2
+    by_prompt = torch.sigmoid(scores - scores.mT)
+    found = play("abc", by_prompt, draws=4000)
+    slow = torch.stack([by_prompt[torch.randint(30, (30,))].mean(0) for _ in range(4000)])
+    by_hand = torch.quantile(slow, torch.tensor([0.025, 0.975], dtype=torch.float64), 0).movedim(0, -1)
+    torch.testing.assert_close(torch.tensor(found["ci95"], dtype=torch.float64), by_hand, atol=0.01, rtol=0)
+    shares_ = torch.quantile(cyclic_share(log_odds(slow)), torch.tensor([0.025, 0.975], dtype=torch.float64))
+    assert found["cyclic_share_ci95"] == pytest.approx(shares_.tolist(), abs=0.05)
+    assert play("abc", by_prompt, draws=50)["ci95"] != play("abc", by_prompt, draws=50, seed=1)["ci95"]
+    assert play("abc", by_prompt, draws=50)["ci95"] == play("abc", by_prompt, draws=50)["ci95"]
+    assert play("abc", by_prompt, draws=0)["ci95"] is None
+
+
+def test_a_cycle_is_certain_only_where_every_interval_is_above_a_half():
+    def cycle(rate: float, spread: float) -> torch.Tensor:
+        p = torch.tensor([rate + spread, rate - spread] * 10, dtype=torch.float64)
+        half = torch.full_like(p, 0.5)
+        rows = [[half, p, 1 - p], [1 - p, half, p], [p, 1 - p, half]]
+        return torch.stack([torch.stack(row, -1) for row in rows], -2)
+
+    sure, unsure = play("abc", cycle(0.7, 0.1)), play("abc", cycle(0.55, 0.4))
+    assert sure["cycles"] == [["a", "b", "c"]]
+    assert unsure["cycles"] == []
+    assert sure["cyclic_share"] == unsure["cyclic_share"] == pytest.approx(1)
+    assert sure["elo"] == pytest.approx([1000] * 3)
+    assert sure["elo_misfit"] == pytest.approx(0.2)  # the ranking says 1/2
+    assert sure["von_neumann_worst_case"] == pytest.approx(0.5, abs=1e-4)
+    assert sure["worst_case"] == pytest.approx([0.3] * 3)
+    other_way = play("abc", cycle(0.7, 0.1).mT)
+    assert other_way["cycles"] == [["a", "c", "b"]]
 
 
 @pytest.fixture
