@@ -82,6 +82,20 @@ def test_a_clip_bounds_the_target_and_only_where_it_is_asked_for(make):
     assert only.info["given/target"].abs().max() == 1000.0
 
 
+def test_log_probs_that_are_not_finite_stop_the_run_with_the_step(make):
+    maker, _ = make([[0, 1, 2, 3]])
+    maker.step = 7
+    broken = experience([0, 1, 2, 3], REWARDS)
+    broken.action_log_probs[2] = torch.nan
+    with pytest.raises(FloatingPointError, match="log-probs are not finite in step 7"):
+        maker.compute_advantages_and_returns([broken])
+
+
+def test_targets_that_overflow_stop_the_run_with_the_step(make):
+    with pytest.raises(FloatingPointError, match="target is not finite in step 0: raise the objective's beta"):
+        make([[0, 1, 2, 3]], "--gpo.beta", "1e-3", rewards=torch.tensor([3e38, 0.0, 0.0, 0.0]))
+
+
 def test_a_reward_that_is_not_finite_stops_the_run_and_is_counted(make):
     with pytest.raises(ValueError, match="nan or inf for 2 of 4 responses"):
         make([[0, 1, 2, 3]], rewards=torch.tensor([3.0, float("nan"), 0.5, float("inf")]))
