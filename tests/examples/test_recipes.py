@@ -38,6 +38,7 @@ SLURM = {
     "SLURM_JOB_NUM_NODES": "4",
     "SLURM_JOB_ID": "7",
     "SLURM_CPUS_PER_TASK": "64",
+    "SLURM_GPUS_PER_NODE": "h100:8",
 }
 RECIPES = {  # name -> (command, environment)
     "train_gpm gemma": (["recipes/train_gpm_8gpu.sh", "gemma-2b"], {}),
