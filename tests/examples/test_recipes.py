@@ -193,6 +193,7 @@ def test_the_reward_actor_of_a_recipe_shares_prompts(name: str, reward: Path):
         assert run.rollout.micro_batch_size % run.rollout.n_samples_per_prompt == 0  # no group is cut
 
 
+@pytest.mark.usefixtures("as_on_a_gpu")
 def test_training_a_gpm_on_gpus_shares_prompts(reward: Path):
     for name in ("train_gpm gemma", "train_gpm cyclic"):
         (run,) = parsed(name, reward)

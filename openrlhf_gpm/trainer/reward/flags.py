@@ -127,6 +127,7 @@ def check(args: SimpleNamespace) -> None:
     config = config_from_flags(args)
     training = TrainingFlags(**read_flags(args, "gpm", flag_fields(TrainingFlags)))
     check_parallelism(args)
+    _take_sdpa_on_a_cpu(args)
     _check_data(args, training)
     _check_loss(args, training)
     if not args.model.model_name_or_path:
@@ -134,6 +135,13 @@ def check(args: SimpleNamespace) -> None:
     check_trusted(args, [START.removeprefix("--")])
     check_folders(args)
     _check_start(args, config, training)
+
+
+def _take_sdpa_on_a_cpu(args: SimpleNamespace) -> None:
+    """So that a recipe runs on a CPU as it is; the patched `train_ppo_ray` does the same."""
+    if os.environ.get("DS_ACCELERATOR") == "cpu" and args.ds.attn_implementation == "flash_attention_2":
+        logger.warning("[CPU] --ds.attn_implementation flash_attention_2 needs a GPU: sdpa takes its place.")
+        args.ds.attn_implementation = "sdpa"
 
 
 def _check_data(args: SimpleNamespace, training: TrainingFlags) -> None:

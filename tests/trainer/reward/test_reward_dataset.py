@@ -80,6 +80,14 @@ def test_a_forest_has_fewer_tokens_than_full_encoding(dataset):
     assert shared < 0.6 * full
 
 
+def test_on_a_cpu_sdpa_takes_the_place_of_flash_attention(model, caplog):
+    flags = ["--reward_model_type", "gpm", "--model.model_name_or_path", model, "--data.dataset", "any"]
+    args = train_rm.parse_args([*flags, "--ds.attn_implementation", "flash_attention_2", "--ds.packing_samples"])
+    assert args.ds.attn_implementation == "sdpa"
+    assert "[CPU] --ds.attn_implementation flash_attention_2 needs a GPU" in caplog.text
+
+
+@pytest.mark.usefixtures("as_on_a_gpu")
 @pytest.mark.parametrize(("attention", "shares"), [("sdpa", True), ("flash_attention_2", True), ("eager", False)])
 def test_sdpa_and_flash_attention_read_forests_and_eager_encodes_in_full(dataset, attention, shares):
     data = dataset(CYCLE, "--gpm.merge_prompts", "--ds.attn_implementation", attention)
