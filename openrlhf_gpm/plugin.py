@@ -67,11 +67,13 @@ class GPMPlugin(Plugin):
             from openrlhf_gpm.trainer.policy.placement_watch import PlacementWatch
             from openrlhf_gpm.trainer.policy.prompts import check_prompts
             from openrlhf_gpm.trainer.policy.run_state import own_folders
+            from openrlhf_gpm.trainer.policy.supervisor import say_how_to_go_on
 
             own_folders(args)
             check_cluster(args)
             check_prompts(args)
             PlacementWatch().start()
+            say_how_to_go_on(args.ckpt.path)
 
     def component(self, name: str, args: SimpleNamespace) -> Any:
         """The class or function that takes the place of OpenRLHF's, or None to leave that."""

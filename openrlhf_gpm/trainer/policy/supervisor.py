@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 import threading
+from types import TracebackType
 from typing import Any
 
 import ray
@@ -43,11 +45,33 @@ class Supervisor(threading.Thread):
                 waiting[self.actors[name].__ray_ready__.remote()] = name
 
     def _end(self, name: str, error: RayActorError) -> None:
-        reason = " ".join(str(error).split())
-        self.death = f"{name} died: {reason[:300]}"
+        self.death = f"{name} died: {in_one_line(error)}"
         logger.error(self.death)
         for other in self.actors.values():
             ray.kill(other)
+
+
+def in_one_line(error: RayActorError) -> str:
+    """What Ray says of a death, of which the class, the process and the node come first."""
+    return " ".join(str(error).split())[:300].rstrip(".")
+
+
+def say_how_to_go_on(checkpoints: str) -> None:
+    """In the driver: after an actor's death in the final save, when no `Supervisor` looks, one line ends the output.
+
+    checkpoints: the folder that holds them. An actor that could not be made has its own traceback, and no checkpoint.
+    """
+    before = sys.excepthook
+
+    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        before(kind, error, trace)
+        if isinstance(error, RayActorError) and not error.actor_init_failed:
+            logger.error(
+                f"an actor died: {in_one_line(error)}; checkpoints are in {checkpoints}, --ckpt.load_enable goes on "
+                "from the last"
+            )
+
+    sys.excepthook = hook
 
 
 def actors_of(groups: dict[str, Any], engines: list[Any] | None) -> dict[str, Any]:
