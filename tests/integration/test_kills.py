@@ -22,6 +22,8 @@ import torch
 from ray_nodes import OUTPUT, Cluster, running
 from safetensors.torch import load_file
 
+pytestmark = pytest.mark.recipes
+
 SECONDS = 30
 """Within which a run must end after a death."""
 

@@ -69,6 +69,15 @@ def test_each_pass_trains_the_policy_of_the_one_before(run):
         assert any(not torch.equal(before[name], after[name]) for name in after)
 
 
+def test_what_only_a_gpu_can_do_is_replaced_with_a_line_each(run):
+    for flag in ("--vllm.enable_sleep", "--vllm.sync_backend", "--ds.enable_sleep", "--ds.attn_implementation"):
+        assert f"[CPU] {flag}" in run[2]
+
+
+def test_a_finished_pass_drops_its_checkpoints(run):
+    assert not list((run[0] / "out").glob("*/deepspeed"))
+
+
 def test_vllm_follows(run, stack):
     """Were vLLM a step behind, some of a response's 8 tokens would differ by its share of what the response moved."""
     for number in (1, 2, 3):
