@@ -63,7 +63,7 @@ unit: install ## fast tests, with the line coverage of the parts below the train
 integration: install ## tests that start real Ray, vLLM and DeepSpeed processes
 	$(CPU) $(BIN)/python -m pytest -m "integration and not recipes" --durations=20
 
-recipes: install ## the other recipes and launchers, run to their end on a CPU (10 minutes)
+recipes: install ## the other recipes, launchers and deaths at every moment, run to their end on a CPU (30 minutes)
 	$(CPU) $(BIN)/python -m pytest -m recipes --durations=20
 
 bench: install ## one script per claim in benchmarks/; prints ratios measured side by side
