@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from datasets import Dataset
@@ -12,7 +13,7 @@ from tokenizers import Tokenizer, models
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from openrlhf_gpm.checkpoints.checkpoint import save_gpm
-from openrlhf_gpm.trainer.policy.prompts import check_prompts, usable_rows
+from openrlhf_gpm.trainer.policy.prompts import GroupPromptDataset, check_prompts, usable_rows
 
 GOOD = {"prompt": "Name a prime."}
 
@@ -73,6 +74,15 @@ def test_a_prompt_that_cannot_be_used_is_refused_with_its_row_or_left_out(args, 
         check_prompts(run)
     assert "1 of 6 rows skipped" in caplog.text
     assert run.gpm.optimizer_steps == 3
+
+
+def test_the_prompt_travels_beside_the_policys_rendering_of_it(args):
+    run = args([], "--gpm.bad_rows", "skip")
+    rows = [GOOD, {"prompt": ""}, {"prompt": "Hi"}]
+    tokenizer = AutoTokenizer.from_pretrained(run.actor.model_name_or_path)
+    data = GroupPromptDataset(Dataset.from_list(rows), tokenizer, SimpleNamespace(args=run, is_rank_0=lambda: False))
+    assert data.labels == ["Name a prime.", "Hi"]
+    assert [prompt.count("<|im_start|>") for prompt in data.prompts] == [2, 2]
 
 
 def test_messages_are_prompts_and_other_lists_are_not(args):

@@ -61,6 +61,14 @@ def test_a_folder_is_refused_while_its_owner_lives_and_free_when_it_was_killed(t
         assert subprocess.run(command, input="", capture_output=True, text=True, timeout=60).stdout == "locked\n"
 
 
+def test_a_run_holds_every_folder_that_it_writes_to(run, tmp_path):
+    own_folders(run())
+    for name in ("out", "deepspeed", "groups"):
+        command = [sys.executable, "-c", HOLD, str(tmp_path / name)]
+        second = subprocess.run(command, input="", capture_output=True, text=True, timeout=60)
+        assert f"is in use by another run (pid {os.getpid()} on " in second.stderr
+
+
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match=r"--ckpt.output_dir out cannot be written to"):
