@@ -93,12 +93,16 @@ def test_every_prompt_counts_alike_however_many_answers_it_has():
     assert rates.diagonal(dim1=-2, dim2=-1).tolist() == [[0.5, 0.5]] * 2
 
 
-def test_a_judge_that_is_sure_beyond_rounding_is_no_error():
-    """sigmoid(60) is 1 in any float; its log-odds are taken from the other side."""
-    sure = [Answers(name, {"0": Judged(torch.tensor([[r, 1.0]]), ONE, 0.0)}) for name, r in (("a", 60.0), ("b", 0.0))]
+@pytest.mark.parametrize("reward", [60.0, 1000.0])
+def test_a_judge_that_is_sure_beyond_rounding_is_no_error(reward):
+    """sigmoid(60) is 1 in any float, and its log-odds are taken from the other side; sigmoid(-1000) is 0."""
+    sure = [
+        Answers(name, {"0": Judged(torch.tensor([[r, 1.0]]), ONE, 0.0)}) for name, r in (("a", reward), ("b", 0.0))
+    ]
     found = compare(sure)
     assert found["win_rates"][0][1] == 1
     assert found["von_neumann"] == pytest.approx([1, 0], abs=1e-4)
+    assert found["elo"][0] > 1000 > found["elo"][1]
 
 
 def test_intervals_are_those_of_a_slow_bootstrap_over_prompts():
