@@ -25,6 +25,7 @@ in OUTPUT, which appears when it is complete:
   metrics.json   win_rates with ci95 by prompt, length_controlled, elo beside von_neumann, cyclic_share, warnings
   prompts.jsonl  one line per prompt: which policy is best there, and the win rates of all
   report.html    the same as one page, with the answers; it needs no network and no other file
+  alpaca_eval/   with --export: NAME.json per policy, the model outputs that AlpacaEval takes
 """
 
 MIN_DRAWS = 100
@@ -44,6 +45,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     add("--answers", required=True, nargs="+", metavar="NAME=FILE", help="answers of each policy, under its name")
     add("--output", required=True, type=Path, metavar="DIR", help="folder for the results, new or empty")
     add("--questions", metavar="FILE", help="MT-Bench's question.jsonl, for answers that name a question_id")
+    add("--export", choices=["alpaca_eval"], help="also write the common answers as AlpacaEval reads them")
     add("--bootstrap", type=int, default=1000, metavar="N", help="samples behind the intervals (default: 1000)")
     add("--seed", type=int, default=0, help="seed of the bootstrap (default: 0)")
     add_scorer_flags(parser)
@@ -82,6 +84,7 @@ def _compare(args: argparse.Namespace, named: dict[str, str], output: Path, opti
     from openrlhf_gpm.scoring.backend import pick_device
     from openrlhf_gpm.scoring.embeddings import judge_of
     from openrlhf_gpm.scoring.scorer import GPM
+    from openrlhf_gpm.winrate.export import alpaca_eval
     from openrlhf_gpm.winrate.judging import check, judge
     from openrlhf_gpm.winrate.measure import measure
     from openrlhf_gpm.winrate.output import write_output
@@ -95,6 +98,7 @@ def _compare(args: argparse.Namespace, named: dict[str, str], output: Path, opti
     files = read_files(named, args.questions)
     keys = common_keys(files)
     said = left_out(files, len(keys)) + check(files, keys, checkpoint.formatter())
+    exported = {"alpaca_eval": alpaca_eval(files, keys)} if args.export else {}
     gpm = GPM.from_pretrained(args.model, device=device, **options)
     with tqdm(total=len(keys), unit="prompt") as bar:
         judged = judge(files, keys, gpm, bar.update)
@@ -109,7 +113,7 @@ def _compare(args: argparse.Namespace, named: dict[str, str], output: Path, opti
     }
     for text in metrics["warnings"]:
         print(f"warning: {text}", file=sys.stderr)
-    write_output(output, metrics, rows, files, keys)
+    write_output(output, metrics, rows, files, keys, exported)
     return metrics
 
 

@@ -11,7 +11,7 @@ def shade(rate: float) -> str:
 def table(kind: str, label: str, head: Sequence[str], body: Iterable[str], caption: str = "") -> str:
     """A table that scrolls sideways by itself, by keyboard too. head and body: cells and rows in HTML."""
     top = "".join(f'<th scope="col">{cell}</th>' for cell in head)
-    title = f"<caption>{caption}</caption>" if caption else ""
+    title = f"<caption><span>{caption}</span></caption>" if caption else ""
     return (
         f'<div class="scroll" role="region" tabindex="0" aria-label="{label}"><table class="{kind}">{title}'
         f"<thead><tr>{top}</tr></thead><tbody>\n{chr(10).join(body)}\n</tbody></table></div>"

@@ -120,8 +120,9 @@ def play(names: Sequence[str], by_prompt: Tensor, draws: int = DRAWS, seed: int 
 
 
 def log_odds(rates: Tensor) -> Tensor:
-    """Scores of win rates: (..., P, P) -> the same, skew in floating point too, finite where a rate rounds to 1."""
-    return rates.log() - rates.mT.log()
+    """Scores of win rates: (..., P, P) -> the same, skew in floating point too, and always finite."""
+    least = torch.finfo(rates.dtype).tiny
+    return rates.clamp(min=least).log() - rates.mT.clamp(min=least).log()
 
 
 def three_cycles(beats: Tensor) -> list[list[int]]:

@@ -49,8 +49,10 @@ def measure(
         "judge_cyclic_share": sum(judged[0].by_prompt[key].cyclic_share for key in keys) / len(keys),
         "warnings": warnings,
     }
+    cyclic = cyclic_share(log_odds(by_prompt)).tolist()
     prompts = [files[0].by_prompt[key].prompt for key in keys]
-    return metrics, [_row(names, *each) for each in zip(prompts, by_prompt, lengths, strict=True)]
+    columns = zip(prompts, by_prompt.tolist(), lengths.tolist(), cyclic, strict=True)
+    return metrics, [_row(names, *each) for each in columns]
 
 
 def _mean_length(file: AnswerFile, key: str) -> float:
@@ -82,15 +84,17 @@ def _known(pair: list[float]) -> list[float] | None:
     return None if pair[0] != pair[0] else pair
 
 
-def _row(names: Sequence[str], prompt: Any, rates: Tensor, lengths: Tensor) -> dict[str, Any]:
-    means = (rates.sum(-1) - 0.5) / (len(names) - 1)
-    highest = float(means.amax())
-    winners = [name for name, mean in zip(names, means.tolist(), strict=True) if mean > highest - TIE]
+def _row(
+    names: Sequence[str], prompt: Any, rates: list[list[float]], lengths: list[float], cyclic: float
+) -> dict[str, Any]:
+    means = [(sum(line) - 0.5) / (len(names) - 1) for line in rates]
+    highest = max(means)
+    winners = [name for name, mean in zip(names, means, strict=True) if mean > highest - TIE]
     return {
         "prompt": prompt,
         "best": winners[0] if len(winners) == 1 else None,
         "win_rate": highest,
-        "win_rates": rates.tolist(),
-        "lengths": lengths.tolist(),
-        "cyclic_share": float(cyclic_share(log_odds(rates))),
+        "win_rates": rates,
+        "lengths": lengths,
+        "cyclic_share": cyclic,
     }

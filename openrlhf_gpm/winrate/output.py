@@ -1,7 +1,7 @@
-"""A comparison of policies as files: metrics.json, prompts.jsonl and report.html; and as tables for a terminal."""
+"""A comparison of policies as files, metrics.json, prompts.jsonl and report.html, and as tables for a terminal."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,12 @@ def write_output(
     rows: Sequence[dict[str, Any]],
     files: Sequence[AnswerFile],
     keys: Sequence[str],
+    exported: Mapping[str, Mapping[str, Any]],
 ) -> None:
-    """Write what `measure` found to FOLDER, which appears when it is complete. keys: the prompts of the rows."""
+    """Write what `measure` found to FOLDER, which appears when it is complete.
+
+    keys: the prompts of the rows. exported: folder -> file -> what goes into it.
+    """
     texts = [{file.policy: file.by_prompt[key].texts for file in files} for key in keys]
     html = page(metrics, rows, texts)
     with complete_directory(folder) as new:
@@ -26,6 +30,10 @@ def write_output(
         with open(new / "prompts.jsonl", "w", encoding="utf-8", newline="\n") as out:
             out.writelines(_json(row) + "\n" for row in rows)
         (new / "report.html").write_text(html, encoding="utf-8")
+        for name, contents in exported.items():
+            (new / name).mkdir()
+            for file, content in contents.items():
+                (new / name / file).write_text(_json(content, indent=1) + "\n", encoding="utf-8")
 
 
 def _json(value: Any, indent: int | None = None) -> str:

@@ -108,7 +108,7 @@ def _figure(metrics: dict[str, Any]) -> str:
         return ""
     caption = "An arrow leads from the winner to the loser, thicker for higher win rates."
     if metrics["ci95"]:
-        caption += " Dashed: the interval holds 50 %."
+        caption += " Dashed: the interval holds 50&nbsp;%."
     drawn = graph(metrics["policies"], metrics["win_rates"], metrics["ci95"])
     return f"<figure>{drawn}<figcaption>{caption}</figcaption></figure>"
 

@@ -9,6 +9,7 @@ import torch
 from openrlhf_gpm.checkpoints.checkpoint import load_gpm, save_gpm
 from openrlhf_gpm.cli import main as cli
 from openrlhf_gpm.scoring.scorer import GPM
+from openrlhf_gpm.winrate.texts import read_answers
 
 PROMPTS = [f"Name prime {i}." for i in range(12)]
 ANSWERS = {
@@ -107,6 +108,35 @@ def test_what_is_left_out_is_said_on_stderr_and_in_the_metrics(job, capsys):
         assert f"warning: {said}" in err
         assert any(warning.startswith(said) for warning in metrics["warnings"])
     assert metrics["length_controlled"]["win_rates"][0][2] is None
+
+
+def test_what_is_exported_for_alpaca_eval_is_read_back_as_the_same_answers(job, tmp_path):
+    status, out = job("--export", "alpaca_eval")
+    assert status == 0
+    rows = json.loads((out / "alpaca_eval" / "sft.json").read_text())
+    assert rows[1] == {"instruction": PROMPTS[1], "output": "1 is a prime, thank you.", "generator": "sft"}
+    assert sorted(file.name for file in (out / "alpaca_eval").iterdir()) == ["base.json", "gpo.json", "sft.json"]
+    answers = [read_answers("a", file) for file in (out / "alpaca_eval" / "gpo.json", job.files["gpo"])]
+    assert [[answered.texts for answered in each.by_prompt.values()] for each in answers] == [[["Fine."]] * 12] * 2
+
+
+@pytest.mark.parametrize(
+    ("name", "prompt", "said"),
+    [
+        ("a/b", "p", "'a/b' cannot be the name of a file"),
+        (
+            "a",
+            [{"role": "system", "content": "s"}, {"role": "user", "content": "p"}],
+            "m.jsonl:1: AlpacaEval knows one",
+        ),
+    ],
+)
+def test_what_alpaca_eval_could_not_read_is_refused(job, tmp_path, capsys, name, prompt, said):
+    (tmp_path / "m.jsonl").write_text(json.dumps({"prompt": prompt, "response": "x"}) + "\n")
+    status, out = job("--export", "alpaca_eval", answers=[f"{n}={tmp_path / 'm.jsonl'}" for n in (name, "other")])
+    assert status == 2
+    assert said in capsys.readouterr().err
+    assert not out.exists()
 
 
 WRONG = {
