@@ -15,6 +15,7 @@ from openrlhf_gpm.winrate.lengths import control_lengths
 from openrlhf_gpm.winrate.matrix import log_odds, play, win_rates_by_prompt
 from openrlhf_gpm.winrate.resampling import DRAWS, FEWEST, middle, shares
 from openrlhf_gpm.winrate.texts import AnswerFile
+from openrlhf_gpm.winrate.words import mean_win_rates
 
 TIE = 1e-6
 """Win rates that differ by less are equal: what is left of a tie after rounding."""
@@ -27,10 +28,11 @@ def measure(
 
     Metrics: policies (names), prompts (N), answers (P, to these prompts), mean_length (P, characters), what `play`
     finds, length_controlled (win_rates, ci95, slope; an entry is None where one policy's answers are longer to every
-    prompt), judge_cyclic_share (mean over prompts), warnings.
+    prompt), judge_cyclic_share (mean over prompts), by_subset (of each named subset, in order of name: prompts, and
+    what `play` finds on them), warnings.
 
-    A row: prompt, best (the policy with the largest mean win rate against the others, None for a tie), win_rate (that
-    one), win_rates (P, P), lengths (P), cyclic_share.
+    A row: prompt, subset (None without one), best (the policy with the largest mean win rate against the others, None
+    for a tie), win_rate (that one), win_rates (P, P), lengths (P), cyclic_share.
     """
     keys = list(judged[0].by_prompt)
     by_prompt = win_rates_by_prompt(judged)
@@ -39,6 +41,7 @@ def measure(
     controlled, warnings = _controlled(names, by_prompt, lengths, draws, seed)
     if len(keys) < FEWEST:
         warnings.append(f"{len(keys)} common prompts are too few for intervals: give at least {FEWEST}")
+    subsets = [_subset(files, key) for key in keys]
     metrics = {
         "policies": names,
         "prompts": len(keys),
@@ -47,17 +50,35 @@ def measure(
         **play(names, by_prompt, draws, seed),
         "length_controlled": controlled,
         "judge_cyclic_share": sum(judged[0].by_prompt[key].cyclic_share for key in keys) / len(keys),
+        "by_subset": _by_subset(names, by_prompt, subsets, draws, seed),
         "warnings": warnings,
     }
     cyclic = cyclic_share(log_odds(by_prompt)).tolist()
     prompts = [files[0].by_prompt[key].prompt for key in keys]
-    columns = zip(prompts, by_prompt.tolist(), lengths.tolist(), cyclic, strict=True)
+    columns = zip(prompts, subsets, by_prompt.tolist(), lengths.tolist(), cyclic, strict=True)
     return metrics, [_row(names, *each) for each in columns]
 
 
 def _mean_length(file: AnswerFile, key: str) -> float:
     texts = file.by_prompt[key].texts
     return sum(map(len, texts)) / len(texts)
+
+
+def _subset(files: Sequence[AnswerFile], key: str) -> str | None:
+    """What the first file that knows says."""
+    return next((subset for file in files if (subset := file.by_prompt[key].subset)), None)
+
+
+def _by_subset(
+    names: Sequence[str], by_prompt: Tensor, subsets: Sequence[str | None], draws: int, seed: int
+) -> dict[str, dict[str, Any]]:
+    rows: dict[str, list[int]] = {}
+    for i, subset in enumerate(subsets):
+        if subset:
+            rows.setdefault(subset, []).append(i)
+    return {
+        subset: {"prompts": len(at)} | play(names, by_prompt[at], draws, seed) for subset, at in sorted(rows.items())
+    }
 
 
 def _controlled(
@@ -85,13 +106,19 @@ def _known(pair: list[float]) -> list[float] | None:
 
 
 def _row(
-    names: Sequence[str], prompt: Any, rates: list[list[float]], lengths: list[float], cyclic: float
+    names: Sequence[str],
+    prompt: Any,
+    subset: str | None,
+    rates: list[list[float]],
+    lengths: list[float],
+    cyclic: float,
 ) -> dict[str, Any]:
-    means = [(sum(line) - 0.5) / (len(names) - 1) for line in rates]
+    means = mean_win_rates(rates)
     highest = max(means)
     winners = [name for name, mean in zip(names, means, strict=True) if mean > highest - TIE]
     return {
         "prompt": prompt,
+        "subset": subset,
         "best": winners[0] if len(winners) == 1 else None,
         "win_rate": highest,
         "win_rates": rates,

@@ -1,13 +1,15 @@
 "use strict";
 (() => {
   const element = (id) => document.getElementById(id);
-  const [search, best, first, second, count] = ["search", "best", "first", "second", "count"].map(element);
+  const ids = ["search", "best", "subset", "first", "second", "count"];
+  const [search, best, subset, first, second, count] = ids.map(element);
   const table = element("prompts");
   const heads = [...table.tHead.querySelectorAll("th")];
   const items = [...table.tBodies].map((body, number) => ({
     body,
     number,
     best: body.dataset.best,
+    subset: body.dataset.subset,
     rates: body.dataset.rates.split(" ").map(Number),
     cyclic: Number(body.dataset.cyclic),
     rate: Number(body.dataset.rate),
@@ -25,7 +27,8 @@
     const wanted = search.value.trim().toLowerCase();
     let shown = 0;
     for (const item of items) {
-      const fits = item.text.includes(wanted) && (best.value === "" || best.value === item.best);
+      const chosen = (select, value) => select.value === "" || select.value === value;
+      const fits = item.text.includes(wanted) && chosen(best, item.best) && chosen(subset, item.subset);
       item.body.hidden = !fits;
       shown += fits;
     }
@@ -76,6 +79,8 @@
   }
   search.addEventListener("input", filter);
   best.addEventListener("change", filter);
+  subset.addEventListener("change", filter);
+  subset.parentElement.hidden = subset.options.length === 1;
   first.addEventListener("change", showPair);
   second.addEventListener("change", showPair);
   element("controls").addEventListener("submit", (event) => event.preventDefault());

@@ -15,7 +15,7 @@ from typing import Any
 from openrlhf_gpm.winrate.drawing import graph, strip
 from openrlhf_gpm.winrate.markup import row, shade, table
 from openrlhf_gpm.winrate.prompt_table import prompt_table
-from openrlhf_gpm.winrate.words import interval, of, percent, ranked, spoken
+from openrlhf_gpm.winrate.words import interval, mean_win_rates, of, percent, ranked, spoken
 
 PROMPTS = 1000
 """On the page; further ones are in prompts.jsonl only, or a browser would take long."""
@@ -40,6 +40,11 @@ def page(metrics: dict[str, Any], rows: Sequence[dict[str, Any]], texts: Sequenc
         figure=_figure(metrics),
         ranking=_ranking(metrics),
         length=_length(metrics),
+        subsets=_subsets(metrics),
+        subset_options="".join(
+            f'<option value="{escape(value)}">{escape(name)}</option>'
+            for value, name in [("", "any"), *((name, name) for name in metrics["by_subset"])]
+        ),
         page_note=f"{kept}Best is the policy with the highest mean win rate against the others on that prompt.",
         best_options="".join(
             f'<option value="{value}">{escape(name)}</option>'
@@ -155,6 +160,26 @@ def _length(metrics: dict[str, Any]) -> str:
 
 def _cell(number: str, bounds: str = "") -> str:
     return f"<td>{number}<small>{bounds}</small></td>" if bounds else f"<td>{number}</td>"
+
+
+def _subsets(metrics: dict[str, Any]) -> str:
+    """The section; nothing where no prompt has a subset."""
+    if not metrics["by_subset"]:
+        return ""
+    body = [
+        row(
+            escape(subset),
+            [
+                _cell(str(found["prompts"])),
+                *(f"<td {shade(rate)}>{percent(rate)}</td>" for rate in mean_win_rates(found["win_rates"])),
+            ],
+        )
+        for subset, found in metrics["by_subset"].items()
+    ]
+    head = ["", "prompts", *map(escape, metrics["policies"])]
+    caption = "Mean win rate against the other policies in %, on the prompts of a subset"
+    shown = table("subsets", "By subset", head, body, caption)
+    return f'<section aria-labelledby="subsets">\n<h2 id="subsets">By subset</h2>\n{shown}\n</section>\n'
 
 
 def _signed(value: float | None) -> str:

@@ -39,8 +39,9 @@ def _prompt(names: Sequence[str], number: int, row: Mapping[str, Any], texts: Ma
     winner = "a tie" if row["best"] is None else f"{escape(row['best'])}<small>{percent(row['win_rate'])}</small>"
     return (
         f'<tbody data-best="{best}" data-rate="{row["win_rate"]:.6g}" data-cyclic="{row["cyclic_share"]:.6g}" '
-        f'data-rates="{flat}">\n<tr><td class="text"><button type="button" class="open" '
-        f'aria-controls="detail-{number}"><span>{asked}</span></button></td><td class="text name">{winner}</td>'
+        f'data-rates="{flat}" data-subset="{escape(row["subset"] or "")}">\n'
+        f'<tr><td class="text"><button type="button" class="open" aria-controls="detail-{number}">'
+        f'<span>{asked}</span></button></td><td class="text name">{winner}</td>'
         f'<td class="of-pair">{percent(rates[0][1])}</td><td>{row["cyclic_share"]:.2f}</td></tr>\n'
         f'<tr class="detail" id="detail-{number}"><td colspan="4">{_detail(names, row, texts)}</td></tr>\n</tbody>'
     )

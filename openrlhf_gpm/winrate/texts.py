@@ -11,6 +11,9 @@ from openrlhf_gpm.data.fields import names_of, plain_row, text_of, type_of
 from openrlhf_gpm.data.prompts import group_prompt, prompt_key
 
 COLUMNS = ("responses", "response", "output")
+SUBSETS = ("subset", "dataset", "category")
+"""Ours, AlpacaEval's and MT-Bench's name for the kind of a prompt; the first that a row has."""
+
 FORM = (
     'an answer is {"prompt": text or messages, "response": text}, with "responses" for several, {"instruction", '
     '"output"} as AlpacaEval writes it, or {"question_id", "choices"} as MT-Bench writes it'
@@ -25,6 +28,8 @@ class Answered:
     texts: list[str] = field(default_factory=list)
     places: list[str] = field(default_factory=list)
     """Of each text, "file:line"."""
+    subset: str | None = None
+    """What kind of prompt it is, if the first row with it says so."""
 
 
 @dataclass(frozen=True)
@@ -37,21 +42,33 @@ class AnswerFile:
     """By `prompt_key`: a text is the same prompt as one user message."""
 
 
-def read_answers(policy: str, path: str | PathLike[str], questions: Mapping[str, str] | None = None) -> AnswerFile:
+@dataclass(frozen=True)
+class Question:
+    """The first turn of one of MT-Bench's questions."""
+
+    text: str
+    category: str | None
+
+
+Questions = Mapping[str, Question]
+"""By their ids."""
+
+
+def read_answers(policy: str, path: str | PathLike[str], questions: Questions | None = None) -> AnswerFile:
     """All answers of a file; rows with the same prompt are several answers to it.
 
     questions: MT-Bench's, by id. Raises ValueError in one line that starts with the row's place.
     """
     found: dict[str, Answered] = {}
-    for place, group in read_with(path, lambda row: _answers_of(row, questions)):
-        answered = found.setdefault(prompt_key(group.prompt, ()), Answered(group.prompt))
+    for place, (group, subset) in read_with(path, lambda row: _answers_of(row, questions)):
+        answered = found.setdefault(prompt_key(group.prompt, ()), Answered(group.prompt, subset=subset))
         answered.texts.extend(group.responses)
         answered.places.extend([place] * len(group.responses))
     return AnswerFile(policy, str(path), found)
 
 
-def read_questions(path: str | PathLike[str]) -> dict[str, str]:
-    """First turns of MT-Bench's questions, by id. Raises ValueError as `read_answers` does."""
+def read_questions(path: str | PathLike[str]) -> dict[str, Question]:
+    """MT-Bench's questions, by id. Raises ValueError as `read_answers` does."""
     return dict(pair for _, pair in read_with(path, _question_of))
 
 
@@ -77,7 +94,8 @@ def left_out(files: Sequence[AnswerFile], common: int) -> list[str]:
     ]
 
 
-def _answers_of(row: Any, questions: Mapping[str, str] | None) -> Group:
+def _answers_of(row: Any, questions: Questions | None) -> tuple[Group, str | None]:
+    """The answers of a row, and the prompt's subset."""
     row = plain_row(row, FORM)
     if row.get("choices") is not None and row.get("question_id") is not None:
         return _mt_bench(row, questions)
@@ -96,29 +114,35 @@ def _answers_of(row: Any, questions: Mapping[str, str] | None) -> Group:
     values = value if isinstance(value, list) else [value]
     if not values:
         raise BadRow("empty list", "'responses' is empty; give at least one answer or drop the row")
-    return Group(prompt, [text_of(text, f"{column!r}") for text in values])
+    return Group(prompt, [text_of(text, f"{column!r}") for text in values]), _subset_of(row)
 
 
-def _mt_bench(row: Mapping[str, Any], questions: Mapping[str, str] | None) -> Group:
+def _mt_bench(row: Mapping[str, Any], questions: Questions | None) -> tuple[Group, str | None]:
     """First turns only: what the second asks depends on what was answered to the first."""
     if questions is None:
         raise BadRow(
             "missing questions", "an answer of MT-Bench, without its question: add --questions question.jsonl"
         )
-    prompt = questions.get(str(row["question_id"]))
-    if prompt is None:
+    question = questions.get(str(row["question_id"]))
+    if question is None:
         raise BadRow("missing question", f"question {row['question_id']!r} is not in --questions: give its file")
     choices = row["choices"]
     if not isinstance(choices, list) or not choices:
         raise BadRow("wrong type", f"'choices' must be a list of answers, got {type_of(choices)}")
-    return Group(prompt, [_first_turn(choice, f"'choices'[{i}]") for i, choice in enumerate(choices)])
+    texts = [_first_turn(choice, f"'choices'[{i}]") for i, choice in enumerate(choices)]
+    return Group(question.text, texts), question.category
 
 
-def _question_of(row: Any) -> tuple[str, str]:
+def _subset_of(row: Mapping[str, Any]) -> str | None:
+    name = next((name for name in SUBSETS if row.get(name) is not None), None)
+    return None if name is None else text_of(row[name], repr(name))
+
+
+def _question_of(row: Any) -> tuple[str, Question]:
     row = plain_row(row, 'a question is {"question_id", "turns": [text, ...]}')
     if row.get("question_id") is None:
         raise BadRow("missing column", f"column 'question_id' is missing (there is: {names_of(row)})")
-    return str(row["question_id"]), _first_turn(row, "the question")
+    return str(row["question_id"]), Question(_first_turn(row, "the question"), _subset_of(row))
 
 
 def _first_turn(holder: Any, name: str) -> str:

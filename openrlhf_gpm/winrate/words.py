@@ -21,6 +21,11 @@ def of(matrix: Any, *place: int) -> Any:
     return matrix
 
 
+def mean_win_rates(rates: Sequence[Sequence[float]]) -> list[float]:
+    """Of each policy against the others: (P, P) -> (P,)."""
+    return [(sum(line) - 0.5) / (len(rates) - 1) for line in rates]
+
+
 def ranked(metrics: dict[str, Any]) -> list[int]:
     """Indices of the policies, best Elo first; ties by index."""
     return sorted(range(len(metrics["elo"])), key=lambda i: -metrics["elo"][i])

@@ -57,7 +57,11 @@ def compared(prompts: int = 12, hostile: str = HOSTILE) -> tuple[dict, list[dict
     keys = [f"{i} {hostile}" for i in range(prompts)]
     angles = torch.tensor([0.0, 120.0, 240.0]).deg2rad()
     vectors = torch.stack([angles.cos(), angles.sin()], -1)
-    files = [AnswerFile(n, "f", {key: Answered(key, [f"{n} {hostile}"], ["f:1"]) for key in keys}) for n in NAMES]
+    kinds = {key: None if i < 4 else ("poems", f"maths {hostile}")[i % 2] for i, key in enumerate(keys)}
+    files = [
+        AnswerFile(n, "f", {key: Answered(key, [f"{n} {hostile}"], ["f:1"], kinds[key]) for key in keys})
+        for n in NAMES
+    ]
     by_prompt = [vectors[[0, 2, 0]], *[vectors] * (prompts - 1)]
     judged = [
         Answers(
@@ -89,7 +93,8 @@ def test_whatever_prompts_answers_names_and_warnings_say_is_shown_as_text(parsed
     assert f"3 {HOSTILE}" in shown
     assert {f"{name} {HOSTILE}" for name in NAMES} <= set(shown)
     assert f"warned {HOSTILE}" in parsed.of("li")
-    assert NAMES[1] in parsed.of("option")
+    assert {NAMES[1], f"maths {HOSTILE}"} <= set(parsed.of("option"))
+    assert f"maths {HOSTILE}" in parsed.of("th")
 
 
 def test_nothing_is_loaded_and_only_the_pages_own_script_may_run(text: str, parsed: Page):
@@ -124,7 +129,7 @@ def test_what_the_script_looks_for_is_on_the_page(text: str, parsed: Page):
     ids = [attributes["id"] for _, attributes in parsed.elements if "id" in attributes]
     assert len(ids) == len(set(ids))
     (script,) = parsed.of("script")
-    for name in ("search", "best", "first", "second", "count", "prompts", "pair-head", "controls"):
+    for name in ("search", "best", "subset", "first", "second", "count", "prompts", "pair-head", "controls"):
         assert f'"{name}"' in script
         assert name in ids
     heads = [attributes["data-key"] for attributes in parsed.all("th") if "data-key" in attributes]
@@ -132,6 +137,21 @@ def test_what_the_script_looks_for_is_on_the_page(text: str, parsed: Page):
     assert {each["aria-controls"] for each in parsed.all("button") if "aria-controls" in each} <= set(ids)
     labelled = [each for each in parsed.all("section") if each["aria-labelledby"] in ids]
     assert len(labelled) == len(parsed.all("section"))
+
+
+def test_prompts_can_be_filtered_by_subset_and_subsets_have_a_table(parsed: Page):
+    options = [each["value"] for each in parsed.all("option")]
+    bodies = [each["data-subset"] for each in parsed.all("tbody") if "data-rates" in each]
+    assert bodies == ["", "", "", "", *["poems", f"maths {HOSTILE}"] * 4]
+    assert set(bodies) <= set(options)
+    assert "By subset" in parsed.of("h2")
+    metrics, rows, texts = compared()
+    assert {name: found["prompts"] for name, found in metrics["by_subset"].items()} == {
+        f"maths {HOSTILE}": 4,
+        "poems": 4,
+    }
+    plain = Page(page(metrics | {"by_subset": {}}, rows, texts))
+    assert "By subset" not in plain.of("h2")
 
 
 def test_the_cells_of_the_matrix_lead_to_the_pair_and_are_coloured_by_value(parsed: Page):

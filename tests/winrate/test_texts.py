@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from openrlhf_gpm.winrate.texts import common_keys, left_out, read_answers, read_questions
+from openrlhf_gpm.winrate.texts import Question, common_keys, left_out, read_answers, read_questions
 
 
 @pytest.fixture
@@ -35,6 +35,21 @@ def test_every_form_is_the_same_answer_to_the_same_prompt(write, name):
     other = read_answers("other", write(name, *FORMS[name]), questions)
     (key,) = common_keys([ours, other])
     assert other.by_prompt[key].texts == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("name", "row"),
+    [
+        ("ours.jsonl", {"prompt": "p", "response": "a", "subset": "poems", "category": "other"}),
+        ("alpaca.json", {"instruction": "p", "output": "a", "dataset": "poems"}),
+        ("mt_bench.jsonl", {"question_id": 81, "choices": [{"turns": ["a"]}]}),
+        ("later.jsonl", {"prompt": "p", "response": "a"}),
+    ],
+)
+def test_the_subset_of_a_prompt_is_read_under_each_name(write, name, row):
+    questions = read_questions(write("question.jsonl", {"question_id": 81, "category": "poems", "turns": ["p"]}))
+    (answered,) = read_answers("a", write(name, row), questions).by_prompt.values()
+    assert answered.subset == (None if name == "later.jsonl" else "poems")
 
 
 def test_rows_of_one_prompt_are_several_answers_to_it_each_with_its_place(write):
@@ -76,6 +91,7 @@ def test_prompts_that_some_policy_lacks_are_left_out_and_said(write):
         ({"prompt": "p", "responses": []}, "'responses' is empty"),
         ({"prompt": "p", "responses": ["a", 3]}, "'responses' must be text, got a number"),
         ({"question_id": 1, "choices": [{"turns": ["a"]}]}, "add --questions question.jsonl"),
+        ({"prompt": "p", "response": "a", "subset": 3}, "'subset' must be text, got a number"),
         ([1], "expected a JSON object, got a list"),
     ],
 )
@@ -97,5 +113,5 @@ def test_a_row_that_is_no_answer_is_one_line_with_its_place(write, row, said):
 )
 def test_an_answer_of_mt_bench_without_its_question_or_turns_is_refused(write, row, said):
     with pytest.raises(ValueError, match=r"a\.jsonl:1: ") as error:
-        read_answers("a", write("a.jsonl", row), {"1": "p"})
+        read_answers("a", write("a.jsonl", row), {"1": Question("p", None)})
     assert said in str(error.value)

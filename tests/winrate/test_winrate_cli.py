@@ -12,6 +12,7 @@ from openrlhf_gpm.scoring.scorer import GPM
 from openrlhf_gpm.winrate.texts import read_answers
 
 PROMPTS = [f"Name prime {i}." for i in range(12)]
+KINDS = ("even", "odd")
 ANSWERS = {
     "base": lambda i: ["Seven."] if i % 2 else ["Nine is a prime."],
     "sft": lambda i: [f"{i} is a prime, thank you.", "Paris"],
@@ -25,7 +26,7 @@ def job(tmp_path, gpm_checkpoint):
     files = {}
     for name, answers in ANSWERS.items():
         files[name] = tmp_path / f"{name}.jsonl"
-        rows = [{"prompt": prompt, "responses": answers(i)} for i, prompt in enumerate(PROMPTS)]
+        rows = [{"prompt": p, "responses": answers(i), "subset": KINDS[i % 2]} for i, p in enumerate(PROMPTS)]
         files[name].write_text("".join(json.dumps(row) + "\n" for row in rows))
     out = tmp_path / "out"
 
@@ -72,6 +73,11 @@ def test_each_prompt_has_a_row_with_who_wins_and_by_how_much(job):
     metrics = json.loads((out / "metrics.json").read_text())
     mean = torch.tensor([row["win_rates"] for row in rows], dtype=torch.float64).mean(0)
     torch.testing.assert_close(mean, torch.tensor(metrics["win_rates"], dtype=torch.float64))
+    assert [row["subset"] for row in rows] == [*KINDS] * 6
+    for kind, found in metrics["by_subset"].items():
+        of_kind = torch.tensor([row["win_rates"] for row in rows if row["subset"] == kind], dtype=torch.float64)
+        assert found["prompts"] == len(of_kind) == 6
+        torch.testing.assert_close(torch.tensor(found["win_rates"], dtype=torch.float64), of_kind.mean(0))
     for row in rows:
         means = [(sum(line) - 0.5) / 2 for line in row["win_rates"]]
         assert row["win_rate"] == pytest.approx(max(means))
