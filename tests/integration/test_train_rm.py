@@ -114,8 +114,8 @@ def test_a_checkpoint_saved_on_the_way_has_the_temperature_of_its_step(stack, tm
     assert len({0.1, *taus}) == 3
 
 
-EXTRAS = (
-    *(*GPM_FLAGS, "--gpm.learn_tau", "--gpm.lm_coef", "0.1", "--gpm.held_out", "0.25", "--eval.dataset", ""),
+EXTRAS = (  # 12 of the 64 prompts are held out: of an odd number OpenRLHF's sampler leaves one out on two ranks
+    *(*GPM_FLAGS, "--gpm.learn_tau", "--gpm.lm_coef", "0.1", "--gpm.held_out", "0.2", "--eval.dataset", ""),
     *("--gpm.save_best", "loss", "--eval.steps", "1", "--train.max_epochs", "2"),
 )
 
