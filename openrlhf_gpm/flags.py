@@ -4,7 +4,7 @@ A class with the fields `beta` and `hard` and the prefix "gpo" has the flags --g
 parsed flags into nested namespaces (args.gpo.beta), which `read_flags` reads back. Standard library only.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import Field, field, fields
 from types import SimpleNamespace
 from typing import Any
@@ -59,6 +59,15 @@ def given_flags(args: SimpleNamespace, prefix: str, flags: Mapping[str, Field[An
     """Those of the flags, as --PREFIX.NAME, that are not at their default."""
     values = read_flags(args, prefix, flags)
     return [f"--{prefix}.{name}" for name, item in flags.items() if values[item.name] != item.default]
+
+
+def all_flags(args: SimpleNamespace, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(flag without its dashes, value) of everything in nested arguments that JSON can hold."""
+    for name, given in vars(args).items():
+        if isinstance(given, SimpleNamespace):
+            yield from all_flags(given, f"{prefix}{name}.")
+        elif given is None or isinstance(given, (str, int, float, list, tuple)):
+            yield prefix + name, given
 
 
 def check_choices(values: Any, prefix: str) -> None:

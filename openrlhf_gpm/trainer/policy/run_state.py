@@ -7,7 +7,6 @@ prompts is no run that anybody asked for. So both are refused, with the differen
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,7 +15,7 @@ from openrlhf.utils.logging_utils import init_logger
 from openrlhf_gpm import objectives
 from openrlhf_gpm.files import read_object, write
 from openrlhf_gpm.fingerprint import fingerprint
-from openrlhf_gpm.flags import flag_fields
+from openrlhf_gpm.flags import all_flags, flag_fields
 from openrlhf_gpm.lock import lock
 from openrlhf_gpm.trainer.policy.paths import EMBEDDINGS, local_inputs, output_folders, value
 from openrlhf_gpm.trainer.policy.resume import check_resume
@@ -83,7 +82,9 @@ def run_state(args: SimpleNamespace) -> dict[str, dict[str, Any]]:
     objective = objectives.from_args(args)
     skip = (*HARMLESS, *INPUTS)
     flags = {
-        f"--{flag}": given for flag, given in _flat(args) if not flag.startswith(skip) and not flag.endswith(DEVICES)
+        f"--{flag}": given
+        for flag, given in all_flags(args)
+        if not flag.startswith(skip) and not flag.endswith(DEVICES)
     }
     flags |= {
         f"--{objective.prefix}.{name}": getattr(objective, item.name) for name, item in flag_fields(objective).items()
@@ -92,15 +93,6 @@ def run_state(args: SimpleNamespace) -> dict[str, dict[str, Any]]:
     inputs = {f"--{flag}": value(args, flag) for flag in INPUTS}
     contents = {f"--{flag}": [fingerprint(path) for path in local[flag]] or value(args, flag) for flag in INPUTS}
     return json.loads(json.dumps({"flags": flags, "inputs": inputs, "contents": contents}))  # tuples become lists
-
-
-def _flat(args: SimpleNamespace, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(flag without its dashes, value) of everything in nested arguments that JSON can hold."""
-    for name, given in vars(args).items():
-        if isinstance(given, SimpleNamespace):
-            yield from _flat(given, f"{prefix}{name}.")
-        elif given is None or isinstance(given, (str, int, float, list, tuple)):
-            yield prefix + name, given
 
 
 def check_flags(args: SimpleNamespace) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +17,7 @@ from openrlhf.utils.logging_utils import init_logger
 
 from openrlhf_gpm.files import read_object, write
 from openrlhf_gpm.fingerprint import changes, fingerprint
+from openrlhf_gpm.flags import all_flags
 from openrlhf_gpm.lock import lock
 from openrlhf_gpm.outputs import check_output
 
@@ -78,7 +78,7 @@ def own_folders(args: SimpleNamespace) -> None:
 
 def run_state(args: SimpleNamespace) -> dict[str, Any]:
     """What defines the run, in JSON's types: flags by value, inputs by fingerprint or name."""
-    given = dict(_flat(args))
+    given = dict(all_flags(args))
     flags = {f"--{name}": value for name, value in given.items() if name.startswith(DEFINING)}
     flags = {name: value for name, value in flags.items() if not name[2:].startswith(HARMLESS)}
     for flag in INPUTS:
@@ -132,12 +132,3 @@ def _paths(given: str | None) -> list[str]:
     """The local files and folders in a comma-separated flag; nothing where a part is a name on the Hub."""
     parts = [part.partition("@")[0].strip() for part in (given or "").split(",")]
     return parts if all(part and os.path.exists(part) for part in parts) else []
-
-
-def _flat(args: SimpleNamespace, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(flag without its dashes, value) of everything in nested arguments that JSON can hold."""
-    for name, given in vars(args).items():
-        if isinstance(given, SimpleNamespace):
-            yield from _flat(given, f"{prefix}{name}.")
-        elif given is None or isinstance(given, (str, int, float, list, tuple)):
-            yield prefix + name, given
