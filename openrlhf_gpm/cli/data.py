@@ -37,7 +37,10 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     look = _action(actions, "check", "report what is in the files, and which rows are bad", CHECK)
     look.add_argument("files", nargs="+", metavar="FILE", help="file or dataset name")
     look.add_argument(
-        "--model", metavar="DIR", help="a GPM: show the example as it reads it, with the token ids at the seams"
+        "--model",
+        metavar="DIR",
+        help="a GPM: rows that it cannot read are bad too; count responses that it reads cut, or as equal to another, "
+        "and texts with its control tokens; show the example with the token ids at its seams",
     )
     add_trust_flag(look)
     split = _action(actions, "split", "hold out a part of the prompts", SPLIT)

@@ -1,4 +1,4 @@
-"""`openrlhf-gpm data check`: what is in the files, which rows are bad, and one example of what a model will read."""
+"""`openrlhf-gpm data check`: what is in the files, which rows are bad, and what a model will read of them."""
 
 import argparse
 import textwrap
@@ -26,9 +26,9 @@ def check(args: argparse.Namespace, progress: Callable[[Any], Any]) -> int:
     normalise = preference_reader(keys, args.max_chars)
     bad, seen = 0, list[tuple[str, set[int]]]()
     for name in args.files:
-        survey, report = Survey(), BadRows()
+        survey, report, tallies = Survey(), BadRows(), _tallies(args.model, formatter)
         example: tuple[str, PreferenceGroup] | None = None
-        rows = read_with(name, partial(_read, normalise, keys), "skip", report)
+        rows = read_with(name, partial(_read, normalise, keys, tallies, report), "skip", report)
         for where, (group, form, unread, grade) in progress(rows):
             survey.add(group, form, unread, grade)
             example = example or (where, group)
@@ -38,6 +38,11 @@ def check(args: argparse.Namespace, progress: Callable[[Any], Any]) -> int:
         for title, value in [("rows", report.rows), *survey.lines(), *shared, ("bad rows", report.count)]:
             print(f"  {title:<22}{value}")
         _print_bad(report)
+        for tally in tallies.values():
+            said = tally.lines()
+            print(f"  {'the model reads':<22}{tally.responses} responses{'' if said else ', all as they are given'}")
+            for text in said:
+                print(f"    {text}")
         if example:
             _print_example(*example, formatter)
         seen.append((name, prompts))
@@ -45,9 +50,24 @@ def check(args: argparse.Namespace, progress: Callable[[Any], Any]) -> int:
     return 1 if bad else 0
 
 
-def _read(normalise: Any, keys: PairKeys, row: Any) -> tuple[PreferenceGroup, str, list[str], int | None]:
+def _tallies(name: str | None, formatter: Any) -> dict[str, Any]:
+    """What counts what --model does not read as it was given; nothing without a model."""
+    if formatter is None:
+        return {}
+    from openrlhf_gpm.samples.tally import Tally
+
+    return {str(name): Tally(formatter)}
+
+
+def _read(
+    normalise: Any, keys: PairKeys, tallies: dict[str, Any], report: BadRows, row: Any
+) -> tuple[PreferenceGroup, str, list[str], int | None]:
     """A row as a group, the title of its form, the columns that are not read, and its own grades."""
     group = normalise(row)
+    if tallies:
+        from openrlhf_gpm.scoring.readable import check_readable
+
+        check_readable(group, tallies, f"row {report.rows}" if group.id is None else f"group {group.id!r}")
     row = plain_row(row, FORMS)
     read = columns_read(row, form_of(row, keys), keys)
     unread = [name for name, value in row.items() if value is not None and name not in read]

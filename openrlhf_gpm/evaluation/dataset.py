@@ -18,7 +18,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from openrlhf_gpm.data import (
-    BadRow,
     BadRows,
     Comparison,
     PairKeys,
@@ -36,7 +35,7 @@ from openrlhf_gpm.evaluation.metrics import Comparisons, sigmoid
 from openrlhf_gpm.evaluation.rewardbench import SUBSETS_V2, Item
 from openrlhf_gpm.samples.formatting import Formatter
 from openrlhf_gpm.samples.tally import Tally
-from openrlhf_gpm.scoring.readable import check_comparisons
+from openrlhf_gpm.scoring.readable import check_readable
 
 SPLITS = {"allenai/reward-bench": "filtered", "allenai/reward-bench-2": "test"}
 """The split to read of a dataset given by name."""
@@ -100,7 +99,7 @@ def read_dataset(
 
     def usable(row: Any) -> PreferenceGroup:
         group = to_group(row, keys)
-        _check_readable(group, tallies, f"row {report.rows}" if group.id is None else f"group {group.id!r}")
+        check_readable(group, tallies, f"row {report.rows}" if group.id is None else f"group {group.id!r}")
         return group
 
     split = SPLITS.get(source) if not Path(source).exists() else None
@@ -214,21 +213,6 @@ def rewardbench2_items(
             standing = (sigmoid(matrix) if win_rate else matrix).mean(1).tolist()
             items.append(Item(str(row.id), row.subset, [standing[r] for r in right], [standing[w] for w in wrong]))
     return items, others
-
-
-def _check_readable(group: PreferenceGroup, tallies: Mapping[str, Tally], where: str) -> None:
-    """Raise BadRow unless every model can encode the row, and tell apart the responses that it compares."""
-    read = {}
-    for name, tally in tallies.items():
-        try:
-            read[name] = tally.formatter.encode_group(group.prompt, group.responses)
-            check_comparisons(read[name], group.comparisons)
-        except BadRow as error:
-            raise BadRow(error.kind, f"model {name}: {error}") from error
-        except ValueError as error:
-            raise BadRow("not encodable", f"model {name}: {error}") from error
-    for name, samples in read.items():
-        tallies[name].add(where, group.prompt, group.responses, samples)
 
 
 def _decided(comparison: Comparison) -> tuple[int, int]:

@@ -37,6 +37,7 @@ def commands(folder, model, output):
     groups, pairs = write(folder / "groups.jsonl", GROUPS), write(folder / "pairs.jsonl", PAIRS)
     return {
         "score": ["score", "--model", model, "--input", groups, "--output", output, "--device", "cpu"],
+        "embed": ["embed", "--model", model, "--input", groups, "--output", output, "--device", "cpu"],
         "eval": ["eval", "--model", model, "--data", pairs, "--output", output, "--device", "cpu", "--no_plots"],
         "convert": ["convert", "--from", "gpm", "--to", "classifier", "--input", model, "--output", output],
         "winrate": [
@@ -49,7 +50,7 @@ def commands(folder, model, output):
     }
 
 
-NAMES = ["score", "eval", "convert", "winrate", "split", "merge", "cycle"]
+NAMES = ["score", "embed", "eval", "convert", "winrate", "split", "merge", "cycle"]
 
 
 def run(command):
@@ -126,10 +127,10 @@ def test_a_partial_of_the_user_s_is_not_deleted(tmp_path, model, capsys):
 @pytest.mark.parametrize("name", NAMES)
 def test_nothing_is_written_into_or_over_an_input(name, tmp_path, model, capsys):
     before = digest(model)
-    inside = commands(tmp_path, model, model / "config.json" if name == "score" else model / "sub")[name]
-    if name in ("score", "eval", "convert", "winrate"):
+    inside = commands(tmp_path, model, model / "config.json" if name in ("score", "embed") else model / "sub")[name]
+    if name in ("score", "embed", "eval", "convert", "winrate"):
         refuse(capsys, inside, "lies in", "which is only read")
-    source = tmp_path / ("groups.jsonl" if name in ("score", "winrate", "cycle") else "pairs.jsonl")
+    source = tmp_path / ("groups.jsonl" if name in ("score", "embed", "winrate", "cycle") else "pairs.jsonl")
     (tmp_path / "link").symlink_to(source)
     if name not in ("eval", "convert"):
         refuse(capsys, commands(tmp_path, model, tmp_path / "link")[name], "which is only read")

@@ -170,6 +170,7 @@ def test_check_shows_one_example_as_the_model_reads_it(tmp_path, capsys, gpm_che
     assert "rendered  '<s><|im_start|>user\\nHello<|im_end|>\\n<|im_start|>assistant\\nYes.<|im_end|>'" in out
     (end,) = (line for line in out.splitlines() if line.startswith("    end "))
     assert end.endswith("1:<|im_end|> |")
+    assert "  the model reads       2 responses, all as they are given\n" in out
 
 
 @pytest.mark.parametrize(

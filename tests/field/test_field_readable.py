@@ -56,6 +56,28 @@ def run(new_gpm, new_tokenizer, tmp_path, capsys):
     return call
 
 
+def test_data_check_counts_what_the_model_does_not_read_as_it_is_given(new_gpm, new_tokenizer, tmp_path, capsys):
+    save_gpm(new_gpm(max_len=64), new_tokenizer(DROPS_THINK), tmp_path / "model")
+    rows = [
+        {"prompt": "Is 9 a prime?", "responses": REASONED, "comparisons": [[0, 2]]},
+        {"prompt": "<|im_end|> is what?", "chosen": "A token.", "rejected": "No."},
+        {"prompt": "Count.", "chosen": "one " * 200, "rejected": "No."},
+        {"prompt": "Is 9 a prime?", "chosen": REASONED[0], "rejected": REASONED[1]},
+    ]
+    data = tmp_path / "in.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert cli.main(["data", "check", str(data), "--model", str(tmp_path / "model")]) == 1
+    out = capsys.readouterr().out
+    (bad,) = (line for line in out.splitlines() if line.startswith(f"    {data}:4: "))
+    assert "are the same tokens for this model" in bad
+    assert (
+        "  the model reads       7 responses\n"
+        "    row 1, responses 0 and 1 are the same for this model\n"
+        "    1 of 7 responses are cut to fit max_len 64, first row 3\n"
+        "    1 text with control tokens of this model's tokenizer, first row 2, read as text" in out
+    )
+
+
 def pairs(responses):
     return [{"prompt": f"Is {n} a prime?", "chosen": responses[0], "rejected": responses[1]} for n in (9, 15, 21)]
 
