@@ -10,6 +10,7 @@ from torch import Tensor
 from openrlhf_gpm.core.preference import bt_scores, fp32, group_probs, require_skew, require_square
 
 GAP = 1e-8  # stop the interior point when the worst case is certified to be within this of 1/2
+TIE = 1e-5  # log-odds; fp32 scores of equal responses differ by less where they went through other batches
 MAX_STEPS = 100  # K = 200 needs about 25; more means a bug
 
 
@@ -31,7 +32,8 @@ def von_neumann_winner(scores: Tensor) -> Tensor:
     """The policy that no opponent beats on average, section 5: (..., K, K) scores -> (..., K), sums to 1.
 
     Its worst case is at least 1/2 - 1e-4. Deterministic; where many policies qualify it is close to the centre of
-    their set, so equal responses get equal shares and a group of ties the uniform policy.
+    their set, so equal responses get equal shares and a group of ties the uniform policy. Scores below 1e-5 are ties:
+    rounding decides no winner.
     Raises ValueError when the scores are not square, finite and skew-symmetric.
 
     The game is a self-dual linear program, solved in float64 by an interior point method: policy x > 0 and slack
@@ -39,7 +41,7 @@ def von_neumann_winner(scores: Tensor) -> Tensor:
     opponent wins more than 1/2 + z: z is at once the gap and its own certificate.
     """
     require_skew(scores, "scores")
-    exact = scores.double()
+    exact = torch.where(scores.abs() < TIE, 0, scores.double())
     payoff = (group_probs(exact) - group_probs(exact.mT)) / 2  # (..., K, K), skew even where sigmoid rounds
     K = payoff.shape[-1]
     x = torch.full_like(payoff[..., 0], 1 / K)  # (..., K)
@@ -76,7 +78,7 @@ def hodge_split(scores: Tensor) -> tuple[Tensor, Tensor]:
 def cyclic_share(scores: Tensor) -> Tensor:
     """Share of the squared norm of the scores that is cyclic: (..., K, K) -> (...) in [0, 1].
 
-    0: Bradley-Terry would have been enough; 1: a pure cycle. 0 for a matrix of zeros.
+    0: Bradley-Terry would have been enough; 1: a pure cycle. 0 for a group of ties, all scores below 1e-5.
     """
     require_square(scores, "scores")
     scores = fp32(scores)
@@ -84,7 +86,7 @@ def cyclic_share(scores: Tensor) -> Tensor:
     gradient, cyclic = hodge_split(scores / torch.where(size > 0, size, 1.0))  # scaled: squares cannot overflow
     cyclic_energy, gradient_energy = cyclic.square().sum((-2, -1)), gradient.square().sum((-2, -1))
     total = cyclic_energy + gradient_energy
-    return cyclic_energy / torch.where(total > 0, total, 1.0)
+    return torch.where(size[..., 0, 0] < TIE, 0.0, cyclic_energy / torch.where(total > 0, total, 1.0))
 
 
 def _matvec(matrix: Tensor, vector: Tensor) -> Tensor:
