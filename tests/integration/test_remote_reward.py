@@ -1,4 +1,4 @@
-"""OpenRLHF's own reward client against a server, K = 4: a run that asks for nothing of this package.
+"""OpenRLHF's own reward client, and its agent, against a server, K = 4: runs that ask for nothing of this package.
 
 Of the patches it needs those that make OpenRLHF run on a CPU.
 """
@@ -9,6 +9,7 @@ import sys
 import threading
 from collections import defaultdict
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from urllib.request import Request, urlopen
 
 import pytest
@@ -61,11 +62,23 @@ def recorded(server):
     proxy.server_close()
 
 
-def test_a_stock_run_trains_on_what_the_scorer_says_of_each_group(stack, ray_env, gpm, recorded, tmp_path):
+def by_client(url, folder):
+    return ["--reward.remote_url", f"{url}/get_reward"]
+
+
+def by_agent(url, folder):
+    """examples/serving/agent.py; the workers of the tests' Ray have no GPM_URL, so its default is changed."""
+    shipped = Path("examples/serving/agent.py").read_text()
+    (folder / "agent.py").write_text(shipped.replace("http://127.0.0.1:8000", url))
+    return ["--train.agent_func_path", str(folder / "agent.py")]
+
+
+@pytest.mark.parametrize("flags", [by_client, by_agent])
+def test_a_stock_run_trains_on_what_the_scorer_says_of_each_group(stack, ray_env, gpm, recorded, tmp_path, flags):
     url, calls = recorded
     curves = stack.train_ppo_ray(
         tmp_path / "policy",
-        *("--reward.remote_url", f"{url}/get_reward", "--algo.advantage.estimator", "group_norm"),
+        *(*flags(url, tmp_path), "--algo.advantage.estimator", "group_norm"),
         env=ray_env,
     )
     assert len(calls) == 4 * 8 * 4

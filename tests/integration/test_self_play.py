@@ -6,7 +6,10 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from safetensors.torch import load_file
+
+from openrlhf_gpm import core
 
 
 @pytest.fixture(scope="module")
@@ -22,6 +25,7 @@ def run(stack, gpm, ray_env, tmp_path_factory):
         *("--reward_model_type", "gpm", "--reward.model_name_or_path", str(gpm), "--actor.policy_loss_type", "gpo"),
         *("--data.prompt_dataset", f"{folder}/prompts{{pass}}.jsonl"),
         *("--rollout.batch_size", "4", "--train.batch_size", "16", "--gpo.beta", "0.5", "--ckpt.save_steps", "1"),
+        *("--gpm.opponent", "history"),
     )[3:]
     for flag in ("--ckpt.output_dir", "--ckpt.path"):
         place = flags.index(flag)
@@ -56,8 +60,29 @@ def test_every_prompt_of_every_pass_is_trained_once(run, stack):
     folder, prompts, _, _ = run
     for number, rows in prompts.items():
         files = (folder / f"out/pass{number}/groups").glob("step_*")
-        logged = [row["prompt"] for file in files for row in stack.read_jsonl(file)]
-        assert sorted(logged) == sorted(row["prompt"] for row in rows)
+        trained = [row["prompt"] for file in files for row in stack.read_jsonl(file)]
+        assert sorted(trained) == sorted(row["prompt"] for row in rows)
+
+
+def logged(stack, folder, number):
+    """Prompt -> its line in the group log of a pass."""
+    files = (folder / f"out/pass{number}/groups").glob("step_*")
+    return {row["prompt"]: row for file in files for row in stack.read_jsonl(file)}
+
+
+def test_the_second_pass_plays_against_what_the_first_answered(run, stack):
+    """Half of a prompt's opponent is its own group, half are the answers of pass 1; by hand, from both logs."""
+    folder, prompts, _, _ = run
+    first, second = logged(stack, folder, 1), logged(stack, folder, 2)
+    shared = {row["prompt"] for row in prompts[1]} & {row["prompt"] for row in prompts[2]}
+    assert len(shared) == 2
+    for prompt in shared:
+        line = second[prompt]
+        v, gate = torch.tensor(line["embeddings"]), torch.tensor(line["gate_over_tau"])
+        other = torch.tensor(first[prompt]["embeddings"])
+        within = core.mean_scores(core.group_scores(v, gate))
+        against = core.preference_score(v[:, None], other[None], gate[0]).mean(-1)
+        torch.testing.assert_close(torch.tensor(line["opponent_scores"]), (within + against) / 2, atol=1e-4, rtol=1e-4)
 
 
 def test_the_report_compares_the_passes_on_the_prompts_that_both_had(run):
