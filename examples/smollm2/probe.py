@@ -1,0 +1,137 @@
+"""Linear preference models on the frozen states of the base model: what a head alone can learn, without training it.
+
+For every response, states of three kinds: of the last layer at the last token, and of a middle and a late layer
+averaged over the response's tokens. A linear map to 8 dimensions makes a GPM of them, one to a single number
+Bradley-Terry; both by full-batch L-BFGS with a ridge.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+from folds import FOLDS, HERE, OUT, fold_of
+from tables import SETTINGS, Row, summary
+from torch import Tensor
+from tqdm import tqdm
+from transformers import AutoModel, AutoTokenizer
+
+from openrlhf_gpm.core import bt_scores, group_scores
+from openrlhf_gpm.core.reward_loss import preference_loss
+from openrlhf_gpm.data import PreferenceGroup
+from openrlhf_gpm.evaluation.dataset import Dataset, read_dataset
+from openrlhf_gpm.evaluation.run import evaluate
+from openrlhf_gpm.files import temporary
+from openrlhf_gpm.samples.formatting import Formatter
+
+KINDS = {"last layer, last token": 1.0, "three quarters up, mean": 0.75, "half way up, mean": 0.5}
+"""Name -> how far up the layer lies: of SmolLM2's 30, layers 30, 22 and 15."""
+DIM = 8
+RIDGE = 1e-3
+MAX_LEN = 2048
+STEPS = 60
+
+
+def probe_rows(files: dict[str, Path]) -> list[Row]:
+    """Rows per set and kind of state, for the GPM and for Bradley-Terry, each prompt judged when it was held out."""
+    datasets = {name: read_dataset(str(file)) for name, file in files.items()}
+    states = _states(datasets)
+    rows = []
+    for name, data in datasets.items():
+        for kind in KINDS:
+            for model, dim in (("gpm", DIM), ("bt", 1)):
+                begun = time.monotonic()
+                scores = _held_out_scores(data, states[kind], dim)
+                metrics = evaluate([data], [scores], SETTINGS)
+                row = {"row": f"{name}, {model} on frozen {kind}", "folds": FOLDS, **summary(metrics, len(scores))}
+                rows.append({**row, "seconds": time.monotonic() - begun, "date": date.today().isoformat()})
+    return rows
+
+
+def _states(datasets: dict[str, Dataset]) -> dict[str, dict[str, Tensor]]:
+    """Kind -> key of a text -> its state (hidden size), read from OUT/probe.pt where it was computed before."""
+    file = OUT / "probe.pt"
+    states: dict[str, dict[str, Tensor]] = torch.load(file) if file.exists() else {kind: {} for kind in KINDS}
+    groups = [group for data in datasets.values() for group in data.groups]
+    missing = {_key(group, i): (group, i) for group in groups for i in range(len(group.responses))}
+    missing = {key: place for key, place in missing.items() if key not in states[next(iter(KINDS))]}
+    if not missing:
+        return states
+    if not (OUT / "model").exists():
+        subprocess.run([sys.executable, str(HERE / "model.py"), str(OUT / "model")], check=True)
+    formatter = Formatter(AutoTokenizer.from_pretrained(OUT / "model"), chat_template=True, max_len=MAX_LEN)
+    model = AutoModel.from_pretrained(OUT / "model", dtype=torch.float32, attn_implementation="sdpa").eval()
+    for number, (key, (group, i)) in enumerate(tqdm(missing.items(), unit="response"), 1):
+        sample = formatter.encode(group.prompt, group.responses[i])
+        with torch.no_grad():
+            layers = model(torch.tensor([sample.input_ids]), output_hidden_states=True).hidden_states
+        for kind, height in KINDS.items():
+            found = layers[int(height * (len(layers) - 1))][0]
+            states[kind][key] = found[-1] if height == 1.0 else found[sample.prompt_len :].mean(0)
+        if number % 200 == 0 or number == len(missing):
+            with temporary(file) as new:
+                torch.save(states, new)
+    return states
+
+
+def _key(group: PreferenceGroup, index: int) -> str:
+    return f"{group.prompt!r}\0{group.responses[index]}"
+
+
+def _held_out_scores(data: Dataset, states: dict[str, Tensor], dim: int) -> list[Any]:
+    """The scores (K, K) of each group by the model that was fitted to the other folds."""
+    groups = list(data.groups)
+    table = [torch.stack([states[_key(group, i)] for i in range(len(group.responses))]) for group in groups]
+    folds = torch.tensor([fold_of(group) for group in groups])
+    scores: list[Any] = [None] * len(groups)
+    for fold in range(FOLDS):
+        train, held_out = (folds != fold).nonzero().flatten().tolist(), (folds == fold).nonzero().flatten().tolist()
+        every = torch.cat([table[i] for i in train])
+        mean, std = every.mean(0), every.std(0)
+        states_in = [(table[i] - mean) / std for i in train]
+        weight = _fit(states_in, [groups[i] for i in train], dim)
+        for i in held_out:
+            scores[i] = _scores((table[i] - mean) / std @ weight).numpy()
+    return scores
+
+
+def _fit(states: list[Tensor], groups: list[PreferenceGroup], dim: int) -> Tensor:
+    """The weight (hidden size, dim) of the least ridge loss on all comparisons of the groups."""
+    starts = [0, *torch.tensor([len(x) for x in states]).cumsum(0).tolist()]
+    pairs = [
+        (start + c.first, start + c.second, c.label)
+        for start, group in zip(starts, groups, strict=False)
+        for c in group.comparisons
+    ]
+    first, second, label = (torch.tensor(column) for column in zip(*pairs, strict=True))
+    x = torch.cat(states)
+    torch.manual_seed(0)
+    weight = (torch.randn(x.shape[1], dim) / x.shape[1]).requires_grad_()
+    optimizer = torch.optim.LBFGS([weight], max_iter=STEPS, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        v = x @ weight
+        loss = preference_loss(_pair_scores(v[first], v[second]), label.float()) + RIDGE * weight.square().sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    return weight.detach()
+
+
+def _scores(v: Tensor) -> Tensor:
+    """(K, dim) -> (K, K); dim 1 is a reward."""
+    return bt_scores(v[:, 0]) if v.shape[1] == 1 else group_scores(v)
+
+
+def _pair_scores(v: Tensor, other: Tensor) -> Tensor:
+    """(N, dim), (N, dim) -> (N,)."""
+    from openrlhf_gpm.core import preference_score
+
+    return (v - other)[:, 0] if v.shape[1] == 1 else preference_score(v, other)

@@ -1,0 +1,109 @@
+"""The tables that reproduce.py writes: metrics pooled over folds, with 95 % intervals over prompts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from folds import OUT, Training
+
+from openrlhf_gpm.evaluation.dataset import read_dataset
+from openrlhf_gpm.evaluation.run import Settings, evaluate
+from openrlhf_gpm.files import write
+from openrlhf_gpm.json_lines import JsonLines
+from openrlhf_gpm.scoring.store import StoredScores
+
+Row = dict[str, Any]
+SETTINGS = Settings(plots=False)
+
+
+def scores_of(file: Path) -> StoredScores:
+    """The scores (K, K) of each group that `openrlhf-gpm eval` left in a file."""
+    return StoredScores(JsonLines(open(file, "rb")))
+
+
+def pooled(label: str, parts: Sequence[tuple[Training, Path]]) -> Row:
+    """One row: the metrics of several folds together, each judged by the model that has not seen it."""
+    datasets = [read_dataset(str(held_out), name=run.name) for run, held_out in parts]
+    metrics = evaluate(datasets, [scores_of(run.scores(held_out)) for run, held_out in parts], SETTINGS)
+    records = [run.record or {} for run, _ in parts]
+    return {
+        "row": label,
+        "folds": len(parts),
+        **summary(metrics, sum(len(data.groups) for data in datasets)),
+        "seconds": sum(record.get("seconds", 0) for record in records),
+        "date": max((record["date"] for record in records if "date" in record), default=None),
+        "commands": [record["command"] for record in records if "command" in record],
+    }
+
+
+def summary(metrics: dict[str, Any], prompts: int) -> Row:
+    """What a row says of the metrics of `evaluate`."""
+    cyclic = metrics.get("cyclic") or {}
+    return {
+        "prompts": prompts,
+        "comparisons": metrics["pairs"],
+        "bound": cyclic.get("ranking_bound"),
+        "accuracy": metrics["accuracy"],
+        "accuracy_ci95": metrics["ci95"].get("accuracy"),
+        "nll": metrics["nll"],
+        "nll_ci95": metrics["ci95"].get("nll"),
+        "ece": metrics["ece"],
+        "cyclic_share": metrics["groups"]["cyclic_share"]["mean"],
+    }
+
+
+HEAD = ("row", "folds", "prompts", "bound", "accuracy [95 %]", "NLL [95 %]", "ECE", "cyclic share", "minutes")
+
+
+def write_table(name: str, rows: Sequence[Row]) -> None:
+    """OUT/tables/NAME.json and NAME.md; the table also goes to the terminal."""
+    folder = OUT / "tables"
+    folder.mkdir(parents=True, exist_ok=True)
+    write(folder / f"{name}.json", json.dumps(list(rows), indent=1) + "\n")
+    write(folder / f"{name}.md", markdown(rows))
+    print(markdown(rows), end="", flush=True)
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """The table as docs/results.md shows it."""
+    lines = [f"| {' | '.join(HEAD)} |", f"|---{'|---:' * (len(HEAD) - 1)}|", *map(_line, rows)]
+    return "\n".join(lines) + "\n"
+
+
+def compare(rows: Sequence[Row], published: Sequence[Row]) -> bool:
+    """Print each row beside the published one of its name. Whether every accuracy lies in the published interval."""
+    by_name = {row["row"]: row for row in published}
+    same = True
+    for row in rows:
+        low, high = by_name[row["row"]]["accuracy_ci95"]
+        inside = bool(low <= row["accuracy"] <= high)
+        same &= inside
+        before = _number(by_name[row["row"]]["accuracy"], (low, high))
+        print(
+            f"{row['row']}: {row['accuracy']:.3f}, published {before}{'' if inside else ': NOT the same'}", flush=True
+        )
+    return same
+
+
+def _line(row: Row) -> str:
+    cells = [
+        row["row"],
+        str(row["folds"]),
+        str(row["prompts"]),
+        _number(row["bound"]),
+        _number(row["accuracy"], row["accuracy_ci95"]),
+        _number(row["nll"], row["nll_ci95"]),
+        _number(row["ece"]),
+        _number(row["cyclic_share"]),
+        f"{row['seconds'] / 60:.0f}",
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def _number(value: float | None, interval: Sequence[float] | None = None) -> str:
+    if value is None:
+        return ""
+    return f"{value:.3f}" + (f" [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else "")

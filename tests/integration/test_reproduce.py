@@ -1,0 +1,98 @@
+"""examples/smollm2/reproduce.py on a tiny model: tables that are recomputed, folds that are not trained twice."""
+
+import json
+import random
+import sys
+
+import pytest
+from transformers import LlamaForCausalLM
+
+from openrlhf_gpm.data import read_preferences
+
+NAMES = ["Ann", "Bob", "Cat"]
+
+
+@pytest.fixture(scope="module")
+def tables(stack, new_config, chat_tokenizer, cpu_env, tmp_path_factory):
+    """call(words) -> the log; `call.out` has what it wrote. 40 prompts with a cycle over three names."""
+    folder = tmp_path_factory.mktemp("reproduce")
+    LlamaForCausalLM(new_config()).save_pretrained(folder / "model")
+    chat_tokenizer.save_pretrained(folder / "model")
+    dice = random.Random(0)
+    rows = []
+    for i in range(40):
+        answers = [f"{name} says {dice.randrange(100)}." for name in NAMES]
+        rows += [{"prompt": f"Question {i}?", "chosen": answers[j], "rejected": answers[j - 2]} for j in range(3)]
+    stack.write_jsonl(folder / "cyc3_train.jsonl", rows)
+    env = cpu_env | {"OUT": str(folder), "FLAGS": "--train.max_epochs 1 --data.max_len 128"}
+
+    def call(*words):
+        script = "examples/smollm2/reproduce.py"
+        command = [sys.executable, script, *words, "--data", str(folder), "--sets", "cyc3_train"]
+        return stack.run(command, folder / "log", env)
+
+    call.out = folder
+    return call
+
+
+def rows_of(tables, name):
+    return json.loads((tables.out / f"tables/{name}.json").read_text())
+
+
+def test_folds_are_trained_once_and_pooled(tables):
+    first = tables("cycles", "--folds", "0", "1", "--models", "gpm")
+    assert first.count("train.sh cyc3_train-gpm-") == 2
+    (row,) = rows_of(tables, "cycles")
+    held_out = [tables.out / f"folds/cyc3_train/fold{fold}/held_out.jsonl" for fold in (0, 1)]
+    prompts = [group.prompt for file in held_out for _, group in read_preferences(file)]
+    assert len(set(prompts)) == len(prompts) == row["prompts"]
+    assert (row["folds"], row["comparisons"], row["bound"]) == (2, 3 * len(prompts), pytest.approx(2 / 3))
+    parts = [json.loads((tables.out / f"eval/cyc3_train-gpm-{fold}/metrics.json").read_text()) for fold in (0, 1)]
+    right = sum(part["accuracy"] * part["pairs"] for part in parts)
+    assert row["accuracy"] == pytest.approx(right / row["comparisons"])
+    for fold in (0, 1):
+        train = {group.prompt for _, group in read_preferences(held_out[fold].with_name("train.jsonl"))}
+        assert train.isdisjoint(group.prompt for _, group in read_preferences(held_out[fold]))
+        assert len(train) + sum(1 for _ in read_preferences(held_out[fold])) == 40
+
+    again = tables("cycles", "--folds", "0", "--models", "gpm", "bt")
+    assert again.count("train.sh ") == 1
+    assert "train.sh cyc3_train-bt-0" in again
+    assert [row["folds"] for row in rows_of(tables, "cycles")] == [2, 1]
+
+
+def test_the_curve_uses_the_model_that_the_table_of_cycles_trained(tables):
+    tables("cycles", "--folds", "0", "--models", "gpm")
+    log = tables("curve", "--prompts", "20")
+    assert log.count("train.sh ") == 1
+    assert "train.sh cyc3_train-gpm-0-20" in log
+    part, whole = rows_of(tables, "curve")
+    assert part["prompts"] == whole["prompts"]  # the same prompts are held out
+    assert whole["accuracy"] == json.loads((tables.out / "eval/cyc3_train-gpm-0/metrics.json").read_text())["accuracy"]
+
+
+def test_the_probe_judges_every_prompt_when_it_is_held_out(tables):
+    tables("probe")
+    rows = {row["row"]: row for row in rows_of(tables, "probe")}
+    assert len(rows) == 6
+    assert {row["comparisons"] for row in rows.values()} == {120}
+    cycle = rows["cyc3_train, gpm on frozen half way up, mean"]
+    reward = rows["cyc3_train, bt on frozen half way up, mean"]
+    assert cycle["accuracy"] > 0.9  # the names alone decide
+    assert reward["accuracy"] <= 2 / 3 + 1e-9
+
+
+def test_data_that_is_missing_is_named(tables, stack, tmp_path):
+    with pytest.raises(AssertionError, match=r"has no cyc4_train.parquet: --data needs a folder"):
+        stack.run(
+            [
+                sys.executable,
+                "examples/smollm2/reproduce.py",
+                "cycles",
+                "--data",
+                str(tmp_path),
+                "--sets",
+                "cyc4_train",
+            ],
+            tmp_path / "log",
+        )
