@@ -37,7 +37,17 @@ setup(
         "openrlhf": [f"openrlhf[vllm]=={OPENRLHF}", "patch-ng>=1.19"],  # GPU clusters: vllm and flash-attn with it
         "eval": ["datasets", "matplotlib", "pyarrow"],
         "serve": ["fastapi", "uvicorn", "prometheus_client"],
-        "dev": ["pytest>=9", "httpx", "pytest-cov", "hypothesis", "playwright", "ruff", "mypy", "scipy", "patch-ng>=1.19"],
+        "dev": [
+            "pytest>=9",
+            "pytest-cov",
+            "httpx",
+            "hypothesis",
+            "playwright",
+            "ruff",
+            "mypy",
+            "scipy",
+            "patch-ng>=1.19",
+        ],
     },
     entry_points={
         "console_scripts": ["openrlhf-gpm = openrlhf_gpm.cli.main:main"],

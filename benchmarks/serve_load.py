@@ -6,7 +6,8 @@ this process, one response per forward pass, alone on the machine.
 The server's memory is read once per second. It grows until batches of every size have been computed; a leak would show
 as the slope of the second half, when nothing is new any more.
 
-usage: python benchmarks/serve_load.py [--clients 64] [--seconds 60] [--prompt 512] [--response 64] [--responses 8]
+usage: python benchmarks/serve_load.py [--model DIR] [--clients 64] [--seconds 60] [--prompt 512] [--response 64]
+                                       [--responses 8]
 """
 
 from __future__ import annotations
@@ -150,13 +151,14 @@ def one_at_a_time(gpm: GPM, groups: list[dict[str, Any]], seconds: float) -> flo
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, help="default: SmolLM2-135M; a tiny one has more requests per second")
     parser.add_argument("--clients", type=int, default=64)
     parser.add_argument("--seconds", type=float, default=60.0, help="of load")
     parser.add_argument("--prompt", type=int, default=512, help="tokens")
     parser.add_argument("--response", type=int, default=64, help="tokens")
     parser.add_argument("--responses", type=int, default=8, help="per group")
     args = parser.parse_args()
-    model = checkpoints()["gpm"]
+    model = args.model or checkpoints()["gpm"]
     groups = make_groups(args.prompt, args.response, args.responses)
     gpm = GPM.from_pretrained(model, device="cpu", dtype=torch.float32)
     expected = [gpm.score(**group)["mean_scores"] for group in groups]
