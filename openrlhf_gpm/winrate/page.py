@@ -141,6 +141,7 @@ def _length(metrics: dict[str, Any]) -> str:
             f"{escape(names[i])} against {escape(names[j])}",
             [
                 _cell(f"{lengths[i] - lengths[j]:+.0f}"),
+                _cell(_whole(of(metrics["n_eff"], i, j))),
                 _cell(percent(metrics["win_rates"][i][j]), interval(of(metrics["ci95"], i, j))),
                 _cell(percent(controlled["win_rates"][i][j]), interval(of(controlled["ci95"], i, j))),
                 _cell(_signed(controlled["slope"][i][j])),
@@ -149,7 +150,7 @@ def _length(metrics: dict[str, Any]) -> str:
         for i in range(len(names))
         for j in range(i + 1, len(names))
     ]
-    head = ["", "longer by", "win rate, %", "at equal length, %", "slope"]
+    head = ["", "longer by", "N_eff", "win rate, %", "at equal length, %", "slope"]
     return table("lengths", "Win rates at equal length", head, body)
 
 
@@ -175,6 +176,10 @@ def _subsets(metrics: dict[str, Any]) -> str:
     caption = "Mean win rate against the other policies in %, on the prompts of a subset"
     shown = table("subsets", "By subset", head, body, caption)
     return f'<section aria-labelledby="subsets">\n<h2 id="subsets">By subset</h2>\n{shown}\n</section>\n'
+
+
+def _whole(value: float | None) -> str:
+    return "–" if value is None else f"{value:.0f}"
 
 
 def _signed(value: float | None) -> str:

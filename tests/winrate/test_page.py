@@ -116,6 +116,13 @@ def test_what_the_script_looks_for_is_on_the_page(text: str, parsed: Page):
     assert len(labelled) == len(parsed.all("section"))
 
 
+def test_each_pair_has_its_effective_number_of_prompts(parsed: Page):
+    metrics, rows, texts = compared()
+    assert "N_eff" in parsed.of("th")
+    shown = Page(page(metrics | {"n_eff": [[None, 77.4, 12.0], [77.4, None, None], [12.0, None, None]]}, rows, texts))
+    assert "77" in shown.of("td")
+
+
 def test_prompts_can_be_filtered_by_subset_and_subsets_have_a_table(parsed: Page):
     options = [each["value"] for each in parsed.all("option")]
     bodies = [each["data-subset"] for each in parsed.all("tbody") if "data-rates" in each]
