@@ -1,4 +1,4 @@
-# `make` lists the targets. Everything happens in .venv: nothing outside the repository is changed.
+# `make` lists the targets. Everything happens in .venv: nothing outside the repository is changed, except by `browser`.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
@@ -15,7 +15,7 @@ MALLOC := MALLOC_MMAP_THRESHOLD_=1073741824 MALLOC_TRIM_THRESHOLD_=4294967296 MA
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test lint type patch-check patch-manifest unit integration recipes bench results-check gpu old-transformers clean
+.PHONY: help install browser quickstart test lint type patch-check patch-manifest unit integration recipes bench results-check gpu old-transformers clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' Makefile
@@ -40,6 +40,11 @@ patched:
 	  rm -rf $(VENV)/lib/python3*/site-packages/openrlhf && \
 	  $(BIN)/python -m pip install --force-reinstall --no-deps openrlhf==$(OPENRLHF) && \
 	  $(BIN)/openrlhf-gpm patch apply; }
+
+# The tests in a browser take the program that CHROMIUM names, or one of these on PATH.
+browser: ## Debian's Chromium, for the tests in a browser; needs root
+	@test -n "$$CHROMIUM" || command -v chromium || command -v chromium-browser || command -v google-chrome || \
+	  { apt-get update && apt-get install -y --no-install-recommends chromium; }
 
 quickstart: install ## learn a cyclic preference and align a policy against it, on CPU: report in outputs/quickstart
 	$(BIN)/python examples/quickstart/run.py

@@ -28,6 +28,8 @@ setup(
     package_dir={"openrlhf_gpm._patches": "patches"},
     package_data={
         "openrlhf_gpm._patches": ["*/series", "*/*.patch", "*/manifest.json"],
+        "openrlhf_gpm": ["look.css"],
+        "openrlhf_gpm.serving": ["ui.html", "ui.css", "ui.js"],
         "openrlhf_gpm.winrate": ["page.html", "page.css", "page.js"],
     },
     install_requires=["torch>=2.6", "transformers>=5.15", "safetensors", "numpy", "tqdm"],  # load and score a GPM
@@ -35,7 +37,17 @@ setup(
         "openrlhf": [f"openrlhf[vllm]=={OPENRLHF}", "patch-ng>=1.19"],  # GPU clusters: vllm and flash-attn with it
         "eval": ["datasets", "matplotlib", "pyarrow"],
         "serve": ["fastapi", "uvicorn", "prometheus_client"],
-        "dev": ["pytest>=9", "httpx", "pytest-cov", "hypothesis", "ruff", "mypy", "scipy", "patch-ng>=1.19"],
+        "dev": [
+            "pytest>=9",
+            "pytest-cov",
+            "httpx",
+            "hypothesis",
+            "playwright",
+            "ruff",
+            "mypy",
+            "scipy",
+            "patch-ng>=1.19",
+        ],
     },
     entry_points={
         "console_scripts": ["openrlhf-gpm = openrlhf_gpm.cli.main:main"],

@@ -1,9 +1,13 @@
 """A server under load: clients that each wait for their answer, against a program that scores one text at a time.
 
-SmolLM2-135M in fp32. Every answer is compared with the offline scorer's numbers; the server's memory is read too. The
-other arm is the same model in this process, one response per forward pass, alone on the machine.
+SmolLM2-135M in fp32. Every answer is compared with the offline scorer's numbers. The other arm is the same model in
+this process, one response per forward pass, alone on the machine.
 
-usage: python benchmarks/serve_load.py [--clients 64] [--seconds 60] [--prompt 512] [--response 64] [--responses 8]
+The server's memory is read once per second. It grows until batches of every size have been computed; a leak would show
+as the slope of the second half, when nothing is new any more.
+
+usage: python benchmarks/serve_load.py [--model DIR] [--clients 64] [--seconds 60] [--prompt 512] [--response 64]
+                                       [--responses 8]
 """
 
 from __future__ import annotations
@@ -12,6 +16,7 @@ import argparse
 import json
 import os
 import random
+import statistics
 import subprocess
 import sys
 import threading
@@ -109,6 +114,30 @@ def load(url: str, groups: list[dict[str, Any]], expected: list[list[float]], cl
     return sorted(latencies), len(wrong), time.monotonic() - start
 
 
+@contextmanager
+def watched(process: psutil.Process) -> Iterator[list[tuple[float, float]]]:
+    """(seconds since the start, resident MiB) of a process, once per second until the end."""
+    samples, over, start = list[tuple[float, float]](), threading.Event(), time.monotonic()
+
+    def watch() -> None:
+        while not over.wait(1.0):
+            samples.append((time.monotonic() - start, process.memory_info().rss / 2**20))
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield samples
+    finally:
+        over.set()
+        thread.join()
+
+
+def growth(samples: list[tuple[float, float]]) -> float:
+    """MiB per minute in the second half: the slope of a line through it."""
+    seconds, mib = zip(*samples[len(samples) // 2 :], strict=True)
+    return 60 * statistics.linear_regression(seconds, mib).slope
+
+
 def one_at_a_time(gpm: GPM, groups: list[dict[str, Any]], seconds: float) -> float:
     """Groups per second where every response is a forward pass of its own."""
     done, start = 0, time.monotonic()
@@ -122,13 +151,14 @@ def one_at_a_time(gpm: GPM, groups: list[dict[str, Any]], seconds: float) -> flo
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, help="default: SmolLM2-135M; a tiny one has more requests per second")
     parser.add_argument("--clients", type=int, default=64)
-    parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--seconds", type=float, default=60.0, help="of load")
     parser.add_argument("--prompt", type=int, default=512, help="tokens")
     parser.add_argument("--response", type=int, default=64, help="tokens")
     parser.add_argument("--responses", type=int, default=8, help="per group")
     args = parser.parse_args()
-    model = checkpoints()["gpm"]
+    model = args.model or checkpoints()["gpm"]
     groups = make_groups(args.prompt, args.response, args.responses)
     gpm = GPM.from_pretrained(model, device="cpu", dtype=torch.float32)
     expected = [gpm.score(**group)["mean_scores"] for group in groups]
@@ -137,15 +167,18 @@ def main() -> None:
     OUTPUTS.mkdir(parents=True, exist_ok=True)
     with server(model) as (url, process):
         post(url, groups[0])
-        before = process.memory_info().rss
-        latencies, wrong, seconds = load(url, groups, expected, args.clients, args.seconds)
-        after = process.memory_info().rss
+        with watched(process) as memory:
+            latencies, wrong, seconds = load(url, groups, expected, args.clients, args.seconds)
     rate = len(latencies) / seconds
     p50, p95 = (latencies[int(len(latencies) * share)] for share in (0.5, 0.95))
     print(f"{args.clients} clients, {seconds:.0f} s: {len(latencies)} answers, {wrong} of them wrong; 0 lost")
-    print(f"p50 {p50:.1f} s, p95 {p95:.1f} s; memory {before >> 20} -> {after >> 20} MiB")
+    print(f"p50 {p50:.1f} s, p95 {p95:.1f} s")
+    start, half, end = (memory[at][1] for at in (0, len(memory) // 2, -1))
+    slope = growth(memory)
+    print(f"memory {start:.0f} MiB, at half time {half:.0f}, at the end {end:.0f}; from then {slope:+.1f} per minute")
     print(f"{rate:.2f} groups per second, one text at a time {alone:.2f}: {rate / alone:.2f}x")
     result = {"rate": rate, "alone": alone, "p50": p50, "p95": p95, "wrong": wrong, "cores": os.cpu_count()}
+    result |= {"memory": memory, "growth": slope}
     (OUTPUTS / "serve_load.json").write_text(json.dumps(result, indent=2) + "\n")
     sys.exit(int(wrong > 0))
 

@@ -1,9 +1,11 @@
 """Tiny tokenizers, trunks and GPMs, built here: nothing is downloaded."""
 
 import os
+import shutil
 import warnings
 from argparse import Action, ArgumentParser
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -187,3 +189,76 @@ def new_config() -> Callable[..., Any]:
 def new_gpm() -> Callable[..., Any]:
     """`make_gpm`, by trunk and GPM settings."""
     return make_gpm
+
+
+CHROMIUMS = ("chromium", "chromium-browser", "google-chrome")
+ARGUMENTS = ["--no-sandbox", "--disable-quic", "--disable-background-networking", "--disable-component-update"]
+"""Of a Chromium that root starts, and that asks for nothing by itself."""
+
+
+@pytest.fixture(scope="module")  # no longer: the event loop of its driver would be in the way of other tests
+def browser() -> Iterator[Any]:
+    """A headless Chromium: the program that CHROMIUM names, or the first of its names on PATH."""
+    program = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, CHROMIUMS)), None)
+    if program is None:
+        pytest.skip("no Chromium: `make browser` installs Debian's, or let CHROMIUM name one")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as driver:
+        chromium = driver.chromium.launch(executable_path=program, args=ARGUMENTS)
+        yield chromium
+        chromium.close()
+
+
+@dataclass
+class Tab:
+    """A page in a browser, and what it did: the addresses that it asked for, its dialogs, what its console said."""
+
+    page: Any
+    requests: list[str] = field(default_factory=list)
+    dialogs: list[str] = field(default_factory=list)
+    console: list[str] = field(default_factory=list)
+
+
+@pytest.fixture
+def open_tab(browser: Any) -> Iterator[Callable[..., Tab]]:
+    """Opens tabs, each without a memory of others. width: in pixels; scheme: "light" or "dark". No error may stay."""
+    tabs: list[Tab] = []
+
+    def open_tab(width: int = 1280, scheme: str = "light", **options: Any) -> Tab:
+        context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme, **options)
+        context.set_default_timeout(60_000)
+        tab = Tab(context.new_page())
+        tab.page.on("request", lambda request: tab.requests.append(request.url))
+        tab.page.on("dialog", lambda dialog: (tab.dialogs.append(dialog.message), dialog.dismiss()))
+        tab.page.on("pageerror", lambda error: tab.console.append(str(error)))
+        tab.page.on("console", lambda message: tab.console.append(message.text))
+        tabs.append(tab)
+        return tab
+
+    yield open_tab
+    for tab in tabs:
+        tab.page.context.close()
+        assert tab.dialogs == []
+        said = [text for text in tab.console if not text.startswith("Failed to load resource")]  # so is a refusal
+        assert said == []
+
+
+@pytest.fixture(scope="session")
+def contrast() -> Callable[[Any], float]:
+    """The contrast (WCAG 2) of the text of an element, a playwright locator, with what lies behind it: 1 to 21."""
+    return lambda element: float(element.evaluate(CONTRAST))
+
+
+CONTRAST = """(element) => {
+  const parse = (colour) => colour.match(/[\\d.]+/g).map(Number);
+  const layers = [];
+  for (let at = element; at; at = at.parentElement) layers.push(parse(getComputedStyle(at).backgroundColor));
+  const over = (below, [r, g, b, a = 1]) => [r, g, b].map((each, i) => a * each + (1 - a) * below[i]);
+  const behind = layers.reverse().reduce(over, [255, 255, 255]);
+  const linear = (each) => (each / 255 <= 0.04045 ? each / 255 / 12.92 : ((each / 255 + 0.055) / 1.055) ** 2.4);
+  const light = ([r, g, b]) => 0.2126 * linear(r) + 0.7152 * linear(g) + 0.0722 * linear(b);
+  const text = over(behind, parse(getComputedStyle(element).color));
+  const [low, high] = [light(behind), light(text)].sort((a, b) => a - b);
+  return (high + 0.05) / (low + 0.05);
+}"""

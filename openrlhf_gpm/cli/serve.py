@@ -27,6 +27,7 @@ endpoints:
   POST /embed        the same groups -> embeddings and gates only
   POST /get_reward   OpenRLHF's remote reward protocol, for its --reward.remote_url http://HOST:PORT/get_reward
   GET  /health /ready /metrics /docs
+  GET  /             with --ui: a page to compare the responses to one prompt in a browser
 
 On SIGTERM and Ctrl-C the server answers the groups that it has taken, refuses the others, and ends.
 docs/serving.md has the contracts, and what TRL, verl, slime and verifiers users write.
@@ -47,6 +48,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     add_scorer_flags(parser)
     add("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine only)")
     add("--port", type=int, default=8000, help="0: any free one (default: 8000)")
+    add("--ui", action="store_true", help="show a page at / that compares the responses to one prompt")
     add("--api-key-file", type=Path, metavar="FILE", help="keys, one per line; a request must bring one of them")
     add("--no-auth", action="store_true", help="let everybody who reaches another --host than this machine use it")
     rewards = parser.add_argument_group("/get_reward; the first three are also parameters of its URL")
@@ -140,4 +142,5 @@ def make_service(args: argparse.Namespace, limits: Limits, keys: list[str], opti
         reward=args.reward,
         prompt_from=args.prompt_from,
         policy_eos=args.policy_eos,
+        ui=args.ui,
     )

@@ -11,7 +11,7 @@ from fastapi import FastAPI, Header, HTTPException, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 
 from openrlhf_gpm import __version__
-from openrlhf_gpm.serving import schemas
+from openrlhf_gpm.serving import schemas, ui
 from openrlhf_gpm.serving.batching import Batcher
 from openrlhf_gpm.serving.bodies import read_groups, read_object, read_queries
 from openrlhf_gpm.serving.cohort import Cohorts
@@ -37,6 +37,9 @@ class Service:
     reward: str
     prompt_from: str
     policy_eos: list[str]
+
+    ui: bool
+    """Whether / is the page for one group."""
 
 
 def make_app(service: Service, on_failure: Callable[[BaseException], None]) -> Gate:
@@ -80,6 +83,13 @@ def make_app(service: Service, on_failure: Callable[[BaseException], None]) -> G
     @app.exception_handler(Exception)
     async def on_error(request: Request, _: Exception) -> Response:
         return await on_refused(request, Refused(500, "", "the server failed: see its log"))
+
+    if service.ui:
+        document, headers = ui.page()
+
+        @app.get("/", include_in_schema=False)
+        async def page() -> Response:
+            return Response(document, media_type="text/html", headers=headers)
 
     @app.get("/health", summary="Whether the process lives, and which model it serves")
     async def health() -> dict[str, Any]:

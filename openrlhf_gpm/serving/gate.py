@@ -22,8 +22,8 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 
-OPEN = ("/health", "/ready")
-"""Without a key: they tell nothing that must be kept."""
+OPEN = ("/", "/health", "/ready")
+"""Without a key: they tell nothing that must be kept. The page at / sends the key that is typed into it."""
 
 ENDPOINTS = (*OPEN, "/metrics", "/score", "/embed", "/get_reward", "/docs", "/openapi.json")
 

@@ -42,9 +42,15 @@ def win_rates_by_prompt(policies: Sequence[Answers]) -> Tensor:
 
     A policy against itself has 1/2.
     """
+    return moments_by_prompt(policies)[0]
+
+
+def moments_by_prompt(policies: Sequence[Answers]) -> tuple[Tensor, Tensor]:
+    """`win_rates_by_prompt`, and the variance of these probabilities inside each prompt: (N, P, P) both."""
     common, P = common_prompts(policies), len(policies)
     if not common:
-        return torch.zeros(0, P, P, dtype=torch.float64)
+        nothing = torch.zeros(0, P, P, dtype=torch.float64)
+        return nothing, nothing
     parts = [[policy.by_prompt[prompt].embeddings for prompt in common] for policy in policies]
     padded = [pad_sequence(part, batch_first=True) for part in parts]  # (N, A, 2k) each
     v = torch.cat(padded, 1).double()  # (N, P A, 2k)
@@ -55,12 +61,14 @@ def win_rates_by_prompt(policies: Sequence[Answers]) -> Tensor:
     own = owner == torch.arange(P).unsqueeze(-1)  # (P, P A)
     mean = (own & (place < counts.unsqueeze(-1))) / counts.unsqueeze(-1).double()  # (N, P, P A)
     size = max(1, BLOCK // (v.shape[1] ** 2 * gate.shape[1]))
-    blocks = [
-        some_mean @ group_probs(group_scores(some, its_gate)) @ some_mean.mT
-        for some, its_gate, some_mean in zip(v.split(size), gate.split(size), mean.split(size), strict=True)
-    ]
+    blocks, inside = [], []
+    for some, its_gate, some_mean in zip(v.split(size), gate.split(size), mean.split(size), strict=True):
+        probs = group_probs(group_scores(some, its_gate))
+        blocks.append(some_mean @ probs @ some_mean.mT)
+        inside.append(some_mean @ probs.square() @ some_mean.mT - blocks[-1].square())
     rates = torch.cat(blocks)
-    return rates + torch.diag_embed(0.5 - rates.diagonal(dim1=-2, dim2=-1))  # a half up to rounding
+    exact = rates + torch.diag_embed(0.5 - rates.diagonal(dim1=-2, dim2=-1))  # a half up to rounding
+    return exact, torch.cat(inside).clamp(min=0)
 
 
 def compare(policies: Sequence[Answers], seed: int = 0) -> dict[str, Any]:

@@ -12,8 +12,8 @@ from torch import Tensor
 from openrlhf_gpm.core import cyclic_share
 from openrlhf_gpm.winrate.answers import Answers
 from openrlhf_gpm.winrate.lengths import control_lengths
-from openrlhf_gpm.winrate.matrix import log_odds, play, win_rates_by_prompt
-from openrlhf_gpm.winrate.resampling import DRAWS, FEWEST, middle, shares
+from openrlhf_gpm.winrate.matrix import log_odds, moments_by_prompt, play
+from openrlhf_gpm.winrate.resampling import DRAWS, FEWEST, effective_prompts, middle, shares
 from openrlhf_gpm.winrate.texts import AnswerFile
 from openrlhf_gpm.winrate.words import mean_win_rates
 
@@ -27,15 +27,16 @@ def measure(
     """Metrics and the rows of the prompts, ready for JSON. judged: the answers of `files` to their common prompts.
 
     Metrics: policies (names), prompts (N), answers (P, to these prompts), mean_length (P, characters), what `play`
-    finds, length_controlled (win_rates, ci95, slope; an entry is None where one policy's answers are longer to every
-    prompt), judge_cyclic_share (mean over prompts), by_subset (of each named subset, in order of name: prompts, and
-    what `play` finds on them), warnings.
+    finds, n_eff (P, P; how many prompts with one answer each these are worth, see `effective_prompts`; None below 10
+    prompts, an entry where unknown), length_controlled (win_rates, ci95, slope; an entry is None where one policy's
+    answers are longer to every prompt), judge_cyclic_share (mean over prompts), by_subset (of each named subset, in
+    order of name: prompts, and what `play` finds on them), warnings.
 
     A row: prompt, subset (None without one), best (the policy with the largest mean win rate against the others, None
     for a tie), win_rate (that one), win_rates (P, P), lengths (P), cyclic_share.
     """
     keys = list(judged[0].by_prompt)
-    by_prompt = win_rates_by_prompt(judged)
+    by_prompt, inside = moments_by_prompt(judged)
     lengths = torch.tensor([[_mean_length(file, key) for file in files] for key in keys], dtype=torch.float64)
     names = [file.policy for file in files]
     controlled, warnings = _controlled(names, by_prompt, lengths, draws, seed)
@@ -48,6 +49,7 @@ def measure(
         "answers": [sum(len(file.by_prompt[key].texts) for key in keys) for file in files],
         "mean_length": lengths.mean(0).tolist(),
         **play(names, by_prompt, draws, seed),
+        "n_eff": _or_none(effective_prompts(by_prompt, inside).tolist()) if len(keys) >= FEWEST else None,
         "length_controlled": controlled,
         "judge_cyclic_share": sum(judged[0].by_prompt[key].cyclic_share for key in keys) / len(keys),
         "by_subset": _by_subset(names, by_prompt, subsets, draws, seed),

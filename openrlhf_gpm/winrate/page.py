@@ -4,18 +4,18 @@ The template, its style and its script lie next to this file. Everything is ther
 sorts and filters the prompts.
 """
 
-import base64
-import hashlib
 from collections.abc import Mapping, Sequence
 from html import escape
-from importlib.resources import files
 from string import Template
 from typing import Any
 
+from openrlhf_gpm import look
 from openrlhf_gpm.winrate.drawing import graph, strip
 from openrlhf_gpm.winrate.markup import row, shade, table
 from openrlhf_gpm.winrate.prompt_table import prompt_table
 from openrlhf_gpm.winrate.words import interval, mean_win_rates, of, percent, ranked, spoken
+
+ROOM = "openrlhf_gpm.winrate"
 
 PROMPTS = 1000
 """On the page; further ones are in prompts.jsonl only, or a browser would take long."""
@@ -24,14 +24,13 @@ PROMPTS = 1000
 def page(metrics: dict[str, Any], rows: Sequence[dict[str, Any]], texts: Sequence[Mapping[str, Sequence[str]]]) -> str:
     """The whole page. rows: what `measure` says of the prompts; texts: the answers to each, by policy."""
     names = metrics["policies"]
-    style, script = _file("page.css"), _file("page.js")
-    digest = base64.b64encode(hashlib.sha256(f"\n{script}\n".encode()).digest()).decode()
+    script = look.page_file(ROOM, "page.js")
     shown = min(len(rows), PROMPTS)
     kept = "" if shown == len(rows) else f"The first {shown} of {len(rows)} prompts; all are in prompts.jsonl. "
-    return Template(_file("page.html")).substitute(
-        script_hash=f"sha256-{digest}",
+    return Template(look.page_file(ROOM, "page.html")).substitute(
+        script_hash=look.allowed(f"\n{script}\n"),
         title=escape(", ".join(names)),
-        style=style,
+        style=look.style(ROOM, "page.css"),
         script=script,
         lead=_lead(metrics),
         findings="\n".join(f"<li>{escape(line)}</li>" for line in spoken(metrics)),
@@ -55,10 +54,6 @@ def page(metrics: dict[str, Any], rows: Sequence[dict[str, Any]], texts: Sequenc
         prompts=prompt_table(names, rows[:PROMPTS], texts[:PROMPTS]),
         footer=_footer(metrics),
     )
-
-
-def _file(name: str) -> str:
-    return files("openrlhf_gpm.winrate").joinpath(name).read_text(encoding="utf-8").rstrip("\n")
 
 
 def _lead(metrics: dict[str, Any]) -> str:
@@ -146,6 +141,7 @@ def _length(metrics: dict[str, Any]) -> str:
             f"{escape(names[i])} against {escape(names[j])}",
             [
                 _cell(f"{lengths[i] - lengths[j]:+.0f}"),
+                _cell(_whole(of(metrics["n_eff"], i, j))),
                 _cell(percent(metrics["win_rates"][i][j]), interval(of(metrics["ci95"], i, j))),
                 _cell(percent(controlled["win_rates"][i][j]), interval(of(controlled["ci95"], i, j))),
                 _cell(_signed(controlled["slope"][i][j])),
@@ -154,7 +150,7 @@ def _length(metrics: dict[str, Any]) -> str:
         for i in range(len(names))
         for j in range(i + 1, len(names))
     ]
-    head = ["", "longer by", "win rate, %", "at equal length, %", "slope"]
+    head = ["", "longer by", "N_eff", "win rate, %", "at equal length, %", "slope"]
     return table("lengths", "Win rates at equal length", head, body)
 
 
@@ -180,6 +176,10 @@ def _subsets(metrics: dict[str, Any]) -> str:
     caption = "Mean win rate against the other policies in %, on the prompts of a subset"
     shown = table("subsets", "By subset", head, body, caption)
     return f'<section aria-labelledby="subsets">\n<h2 id="subsets">By subset</h2>\n{shown}\n</section>\n'
+
+
+def _whole(value: float | None) -> str:
+    return "–" if value is None else f"{value:.0f}"
 
 
 def _signed(value: float | None) -> str:

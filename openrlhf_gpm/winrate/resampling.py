@@ -12,6 +12,9 @@ DRAWS = 1000
 FEWEST = 10
 """Prompts below which no interval is given."""
 
+EQUAL = 1e-12
+"""Variance of win rates that is rounding."""
+
 BLOCK = 500_000
 """Shares in memory at once."""
 
@@ -31,6 +34,22 @@ def resampled_means(values: Tensor, draws: int, seed: int) -> Tensor:
     flat = values.double().flatten(1)
     means = torch.cat([block @ flat for block in shares(len(values), draws, seed)])
     return means.unflatten(-1, values.shape[1:])
+
+
+def effective_prompts(by_prompt: Tensor, inside: Tensor) -> Tensor:
+    """How many prompts with one answer each would say as much about the mean: (N, ...) -> (...), NaN where unknown.
+
+    by_prompt: a value per prompt, the mean over pairs of answers; inside: the variance of these pairs' values.
+
+        N_eff = variance of a single pair / variance of the mean = N (inside + between) / between
+
+    where between is the variance over prompts, and inside the mean over them. It is N with one answer each, or where
+    all answers to a prompt do equally well, and more where further answers say something new. It is unknown where no
+    prompt differs from another.
+    """
+    between = (by_prompt - by_prompt.mean(0)).square().mean(0)
+    found = len(by_prompt) * (1 + inside.mean(0) / between)
+    return torch.where(between > EQUAL, found, torch.nan)
 
 
 def middle(values: Tensor) -> Tensor:

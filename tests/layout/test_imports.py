@@ -16,7 +16,7 @@ FACE = PACKAGE / "__init__.py"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 FLOORS = [  # a part imports lower floors only, never another part of its own floor
-    {"lock", "json_lines"},
+    {"lock", "json_lines", "look"},
     {"core", "config", "flags", "files", "outputs", "fingerprint"},
     {"patching"},
     {"objectives", "data", "samples"},

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
+PAGE = ("html", "css", "js")
 
 
 @pytest.fixture(scope="module")
@@ -29,9 +30,10 @@ def test_the_patches_travel_in_the_wheel(wheel: zipfile.ZipFile):
     assert files == shipped != set()
 
 
-def test_the_page_of_winrate_travels_in_the_wheel(wheel: zipfile.ZipFile):
-    shipped = {name for name in wheel.namelist() if name.startswith("openrlhf_gpm/winrate/page.")}
-    assert shipped == {f"openrlhf_gpm/winrate/page.{kind}" for kind in ("py", "html", "css", "js")}
+def test_the_pages_travel_in_the_wheel(wheel: zipfile.ZipFile):
+    files = {str(path.relative_to(ROOT)) for kind in PAGE for path in (ROOT / "openrlhf_gpm").rglob(f"*.{kind}")}
+    assert {name for name in wheel.namelist() if name.rpartition(".")[2] in PAGE} == files
+    assert {name.split("/")[1] for name in files} == {"look.css", "serving", "winrate"}
 
 
 def test_every_module_is_in_the_wheel_and_nothing_else_is(wheel: zipfile.ZipFile):

@@ -43,9 +43,9 @@ def started(start, tmp_path_factory) -> tuple[Served, Served]:
     """Both servers that several tests share: they load at the same time."""
     keys = tmp_path_factory.mktemp("keys") / "keys"
     keys.write_text(f"{KEY}-old\n{KEY}\n")
-    server = start("--group_size", "4")
+    server = start("--group_size", "4", "--ui")
     limits = "--max_body_mb 1 --max_bodies_mb 3 --max_groups 4 --max_responses 5 --max_tokens 3000 --max_waiting 3"
-    flags = f"{limits} --max_queue_tokens 3000 --deadline 1 --group_size 3 --api-key-file"
+    flags = f"{limits} --max_queue_tokens 3000 --deadline 1 --group_size 3 --ui --api-key-file"
     return server, start(*flags.split(), str(keys))
 
 

@@ -7,6 +7,7 @@ from html.parser import HTMLParser
 
 import pytest
 import torch
+from compared_policies import HOSTILE, NAMES, compared
 
 from openrlhf_gpm.winrate.answers import Answers, Judged
 from openrlhf_gpm.winrate.drawing import graph
@@ -14,8 +15,6 @@ from openrlhf_gpm.winrate.measure import measure
 from openrlhf_gpm.winrate.page import PROMPTS, page
 from openrlhf_gpm.winrate.texts import Answered, AnswerFile
 
-HOSTILE = "</pre></script><script>alert(1)</script><img src=x onerror='alert(2)'> & \"quoted\" $name ${x}"
-NAMES = ("rock", 'paper"><b>', "scissors")
 VOID = {"meta", "input", "path", "circle", "img"}
 
 
@@ -50,28 +49,6 @@ class Page(HTMLParser):
 
     def of(self, tag: str) -> list[str]:
         return [text for name, text in self.texts if name == tag]
-
-
-def compared(prompts: int = 12, hostile: str = HOSTILE) -> tuple[dict, list[dict], list[dict]]:
-    """Three policies in a circle, except that the second wins on the first prompt; all with hostile texts."""
-    keys = [f"{i} {hostile}" for i in range(prompts)]
-    angles = torch.tensor([0.0, 120.0, 240.0]).deg2rad()
-    vectors = torch.stack([angles.cos(), angles.sin()], -1)
-    kinds = {key: None if i < 4 else ("poems", f"maths {hostile}")[i % 2] for i, key in enumerate(keys)}
-    files = [
-        AnswerFile(n, "f", {key: Answered(key, [f"{n} {hostile}"], ["f:1"], kinds[key]) for key in keys})
-        for n in NAMES
-    ]
-    by_prompt = [vectors[[0, 2, 0]], *[vectors] * (prompts - 1)]
-    judged = [
-        Answers(
-            name, {key: Judged(v[i : i + 1], 4 * torch.ones(1), 1.0) for key, v in zip(keys, by_prompt, strict=True)}
-        )
-        for i, name in enumerate(NAMES)
-    ]
-    metrics, rows = measure(files, judged, draws=50)
-    metrics["warnings"].append(f"warned {hostile}")
-    return metrics, rows, [{file.policy: file.by_prompt[key].texts for file in files} for key in keys]
 
 
 @pytest.fixture(scope="module")
@@ -137,6 +114,13 @@ def test_what_the_script_looks_for_is_on_the_page(text: str, parsed: Page):
     assert {each["aria-controls"] for each in parsed.all("button") if "aria-controls" in each} <= set(ids)
     labelled = [each for each in parsed.all("section") if each["aria-labelledby"] in ids]
     assert len(labelled) == len(parsed.all("section"))
+
+
+def test_each_pair_has_its_effective_number_of_prompts(parsed: Page):
+    metrics, rows, texts = compared()
+    assert "N_eff" in parsed.of("th")
+    shown = Page(page(metrics | {"n_eff": [[None, 77.4, 12.0], [77.4, None, None], [12.0, None, None]]}, rows, texts))
+    assert "77" in shown.of("td")
 
 
 def test_prompts_can_be_filtered_by_subset_and_subsets_have_a_table(parsed: Page):

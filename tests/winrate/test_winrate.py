@@ -12,8 +12,9 @@ from openrlhf_gpm.samples.encoded import Encoded
 from openrlhf_gpm.trainer.policy.group_log import write_groups
 from openrlhf_gpm.trainer.policy.rows import pack_rows
 from openrlhf_gpm.winrate.answers import Answers, Judged, from_group_log
-from openrlhf_gpm.winrate.matrix import compare, log_odds, play, win_rates_by_prompt
+from openrlhf_gpm.winrate.matrix import compare, log_odds, moments_by_prompt, play, win_rates_by_prompt
 from openrlhf_gpm.winrate.report import write_report
+from openrlhf_gpm.winrate.resampling import effective_prompts
 
 ONE = torch.ones(1)
 
@@ -200,3 +201,35 @@ def test_the_report_has_the_matrix_as_table_plot_and_json(tmp_path):
     assert "they mostly chase each other" in text
     assert f"{100 * found['win_rates'][0][1]:.1f} [" in text
     assert (tmp_path / "win_matrix.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_effective_number_of_prompts_by_hand():
+    """Prompt 1: two answers that win with .9 and .5; prompt 2: with .6 and .2. b has one answer each."""
+
+    def answers(*probs: float) -> torch.Tensor:
+        return torch.tensor([[math.log(p / (1 - p)) / 4, 1.0] for p in probs], dtype=torch.float64)
+
+    a, b = policy("a", answers(0.9, 0.5), answers(0.6, 0.2)), policy("b", answers(0.5), answers(0.5))
+    rates, inside = moments_by_prompt([a, b])
+    torch.testing.assert_close(rates[:, 0, 1], torch.tensor([0.7, 0.4], dtype=torch.float64))
+    torch.testing.assert_close(inside[:, 0, 1], torch.tensor([0.04, 0.04], dtype=torch.float64))
+    found = effective_prompts(rates, inside)
+    assert found[0, 1].item() == pytest.approx(2 * (1 + 0.04 / 0.15**2))
+    assert found[1, 0].item() == pytest.approx(found[0, 1].item())
+    assert found[0, 0].isnan()  # a policy against itself
+
+    once = moments_by_prompt([policy("a", answers(0.9), answers(0.6)), b])
+    assert effective_prompts(*once)[0, 1].item() == pytest.approx(2)
+    twice = moments_by_prompt([policy("a", answers(0.9, 0.9), answers(0.6, 0.6)), b])
+    assert effective_prompts(*twice)[0, 1].item() == pytest.approx(2)  # the same answers again say nothing new
+
+
+def test_that_many_prompts_with_one_answer_each_give_as_wide_an_interval():
+    generator = torch.Generator().manual_seed(0)
+    taste, noise = torch.randn(400, 1, generator=generator), torch.randn(400, 8, generator=generator)
+    probs = (taste + 1.5 * noise).sigmoid().double()
+    rates, inside = probs.mean(1), probs.var(1, correction=0)
+    prompts = effective_prompts(rates, inside).item()
+    assert 400 < prompts < 8 * 400
+    single = (torch.randn(200_000, generator=generator) + 1.5 * torch.randn(200_000, generator=generator)).sigmoid()
+    assert single.var().item() / prompts == pytest.approx(rates.var().item() / 400, rel=0.1)

@@ -58,6 +58,8 @@ def test_the_numbers_are_the_scorers(job, gpm_checkpoint, capsys):
     assert (metrics["prompts"], metrics["answers"]) == (12, [12, 24, 12])
     low, high = metrics["ci95"][0][1]
     assert low < metrics["win_rates"][0][1] < high
+    assert metrics["n_eff"][0][2] == pytest.approx(12)  # one answer each
+    assert 12 < metrics["n_eff"][0][1] == pytest.approx(metrics["n_eff"][1][0])
     assert metrics["settings"]["bootstrap"] == 200
     assert sum(metrics["von_neumann"]) == pytest.approx(1)
     printed = capsys.readouterr().out
@@ -94,6 +96,7 @@ def test_a_policy_against_itself_is_a_tie_on_every_prompt(job, capsys):
     assert metrics["ci95"][0][1] == [0.5, 0.5]
     assert metrics["length_controlled"]["win_rates"][0][1] == 0.5
     assert metrics["elo"] == [1000, 1000]
+    assert metrics["n_eff"] == [[None, None], [None, None]]
     assert {json.loads(line)["best"] for line in (out / "prompts.jsonl").read_text().splitlines()} == {None}
     assert "No policy beats all others." in capsys.readouterr().out
 
@@ -105,7 +108,7 @@ def test_what_is_left_out_is_said_on_stderr_and_in_the_metrics(job, capsys):
     assert status == 0
     err = capsys.readouterr().err
     metrics = json.loads((out / "metrics.json").read_text())
-    assert metrics["ci95"] is metrics["elo_ci95"] is metrics["length_controlled"]["ci95"] is None
+    assert metrics["ci95"] is metrics["elo_ci95"] is metrics["length_controlled"]["ci95"] is metrics["n_eff"] is None
     for said in (
         "base: 4 of its 12 prompts are left out",
         "8 common prompts are too few for intervals: give at least 10",
