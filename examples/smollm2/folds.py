@@ -27,10 +27,11 @@ HERE = Path(__file__).parent
 
 def fold_of(group: PreferenceGroup) -> int:
     """The fold that holds the group out. Only its prompt decides, so a prompt has the same fold in every file."""
-    return int(FOLDS * _hash(group, SEED))
+    return int(FOLDS * hash_of(group, SEED))
 
 
-def _hash(group: PreferenceGroup, seed: int) -> float:
+def hash_of(group: PreferenceGroup, seed: int) -> float:
+    """A number in [0, 1) that depends on the prompt and the seed only."""
     return unit_hash(near_key(group.prompt, group.responses), seed)
 
 
@@ -49,7 +50,7 @@ def fold_files(file: Path, fold: int, prompts: int | None = None) -> tuple[Path,
         groups = merge_prompts(group for _, group in read_preferences(file))
         train = [group for group in groups if fold_of(group) != fold]
         if prompts is not None:
-            train = sorted(train, key=lambda group: _hash(group, SEED + 1))[:prompts]
+            train = sorted(train, key=lambda group: hash_of(group, SEED + 1))[:prompts]
         with complete_directory(folder) as new:
             write_groups(new / "train.jsonl", train)
             write_groups(new / "held_out.jsonl", [group for group in groups if fold_of(group) == fold])

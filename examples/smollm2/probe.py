@@ -2,26 +2,29 @@
 
 For every response, states of three kinds: of the last layer at the last token, and of a middle and a late layer
 averaged over the response's tokens. A linear map to 8 dimensions makes a GPM of them, one to a single number
-Bradley-Terry; both by full-batch L-BFGS with a ridge.
+Bradley-Terry; both by full-batch L-BFGS with a ridge. A fifth of a fold's training part chooses the ridge.
 """
 
 from __future__ import annotations
 
+import itertools
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from typing import Any
 
 import torch
-from folds import FOLDS, HERE, OUT, fold_of
+from folds import FOLDS, HERE, OUT, SEED, fold_of, hash_of
 from tables import SETTINGS, Row, summary
 from torch import Tensor
 from tqdm import tqdm
 from transformers import AutoModel, AutoTokenizer
 
-from openrlhf_gpm.core import bt_scores, group_scores
+from openrlhf_gpm.core import bt_scores, group_scores, preference_score
 from openrlhf_gpm.core.reward_loss import preference_loss
 from openrlhf_gpm.data import PreferenceGroup
 from openrlhf_gpm.evaluation.dataset import Dataset, read_dataset
@@ -32,9 +35,11 @@ from openrlhf_gpm.samples.formatting import Formatter
 KINDS = {"last layer, last token": 1.0, "three quarters up, mean": 0.75, "half way up, mean": 0.5}
 """Name -> how far up the layer lies: of SmolLM2's 30, layers 30, 22 and 15."""
 DIM = 8
-RIDGE = 1e-3
+RIDGES = (0.001, 0.003, 0.01, 0.03, 0.1)
+"""Penalties on the squared weights; the one of the least loss on a fifth of the training part is taken."""
 MAX_LEN = 2048
 STEPS = 60
+CHOOSING = 0.2
 
 
 def probe_rows(files: dict[str, Path]) -> list[Row]:
@@ -83,41 +88,68 @@ def _key(group: PreferenceGroup, index: int) -> str:
     return f"{group.prompt!r}\0{group.responses[index]}"
 
 
-def _held_out_scores(data: Dataset, states: dict[str, Tensor], dim: int) -> list[Any]:
-    """The scores (K, K) of each group by the model that was fitted to the other folds."""
-    groups = list(data.groups)
-    table = [torch.stack([states[_key(group, i)] for i in range(len(group.responses))]) for group in groups]
-    folds = torch.tensor([fold_of(group) for group in groups])
-    scores: list[Any] = [None] * len(groups)
-    for fold in range(FOLDS):
-        train, held_out = (folds != fold).nonzero().flatten().tolist(), (folds == fold).nonzero().flatten().tolist()
-        every = torch.cat([table[i] for i in train])
-        mean, std = every.mean(0), every.std(0)
-        states_in = [(table[i] - mean) / std for i in train]
-        weight = _fit(states_in, [groups[i] for i in train], dim)
-        for i in held_out:
-            scores[i] = _scores((table[i] - mean) / std @ weight).numpy()
-    return scores
+@dataclass
+class Part:
+    """Some prompts: the states of all their responses, and their comparisons as columns."""
+
+    states: Tensor
+    """(N, hidden size)."""
+
+    first: Tensor
+    """(P,) rows of `states`; so is `second`."""
+
+    second: Tensor
+    label: Tensor
+    """(P,) probability that the first is preferred."""
+
+    def loss(self, weight: Tensor) -> Tensor:
+        """Cross-entropy of the linear model with these weights, (hidden size, dim)."""
+        v = self.states @ weight
+        return preference_loss(_pair_scores(v[self.first], v[self.second]), self.label)
 
 
-def _fit(states: list[Tensor], groups: list[PreferenceGroup], dim: int) -> Tensor:
-    """The weight (hidden size, dim) of the least ridge loss on all comparisons of the groups."""
-    starts = [0, *torch.tensor([len(x) for x in states]).cumsum(0).tolist()]
+def _part(states: list[Tensor], groups: Sequence[PreferenceGroup]) -> Part:
+    starts = itertools.accumulate(map(len, states), initial=0)
     pairs = [
         (start + c.first, start + c.second, c.label)
         for start, group in zip(starts, groups, strict=False)
         for c in group.comparisons
     ]
     first, second, label = (torch.tensor(column) for column in zip(*pairs, strict=True))
-    x = torch.cat(states)
-    torch.manual_seed(0)
-    weight = (torch.randn(x.shape[1], dim) / x.shape[1]).requires_grad_()
+    return Part(torch.cat(states), first, second, label.float())
+
+
+def _held_out_scores(data: Dataset, states: dict[str, Tensor], dim: int) -> list[Any]:
+    """The scores (K, K) of each group by the model that was fitted to the other folds."""
+    groups = list(data.groups)
+    table = [torch.stack([states[_key(group, i)] for i in range(len(group.responses))]) for group in groups]
+    scores: list[Any] = [None] * len(groups)
+    for fold in range(FOLDS):
+        train = [i for i, group in enumerate(groups) if fold_of(group) != fold]
+        every = torch.cat([table[i] for i in train])
+        mean, std = every.mean(0), every.std(0)
+        scaled = [(x - mean) / std for x in table]
+        inner = [i for i in train if hash_of(groups[i], SEED + 2) >= CHOOSING]
+        choosing = [i for i in train if hash_of(groups[i], SEED + 2) < CHOOSING]
+        small, judge, whole = (
+            _part([scaled[i] for i in some], [groups[i] for i in some]) for some in (inner, choosing, train)
+        )
+        ridge = min(RIDGES, key=lambda ridge: judge.loss(_fit(small, dim, ridge)).item())
+        weight = _fit(whole, dim, ridge)
+        for i in set(range(len(groups))) - set(train):
+            scores[i] = _scores(scaled[i] @ weight).numpy()
+    return scores
+
+
+def _fit(part: Part, dim: int, ridge: float) -> Tensor:
+    """The weight (hidden size, dim) of the least loss with its ridge."""
+    size = part.states.shape[1]
+    weight = (torch.randn(size, dim, generator=torch.Generator().manual_seed(SEED)) / size).requires_grad_()
     optimizer = torch.optim.LBFGS([weight], max_iter=STEPS, line_search_fn="strong_wolfe")
 
     def closure() -> Tensor:
         optimizer.zero_grad()
-        v = x @ weight
-        loss = preference_loss(_pair_scores(v[first], v[second]), label.float()) + RIDGE * weight.square().sum()
+        loss = part.loss(weight) + ridge * weight.square().sum()
         loss.backward()
         return loss
 
@@ -132,6 +164,4 @@ def _scores(v: Tensor) -> Tensor:
 
 def _pair_scores(v: Tensor, other: Tensor) -> Tensor:
     """(N, dim), (N, dim) -> (N,)."""
-    from openrlhf_gpm.core import preference_score
-
     return (v - other)[:, 0] if v.shape[1] == 1 else preference_score(v, other)

@@ -111,7 +111,7 @@ def check(args: argparse.Namespace) -> None:
 COMMANDS = (
     ("cycles", cycles, SETS),
     ("curve", curve, SETS[:1]),
-    ("probe", probe, SETS),
+    ("probe", probe, SETS[:5]),
     ("check", check, SETS[:1]),
 )
 

@@ -1,0 +1,41 @@
+"""docs/results.md and the README say what the stored results say."""
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, "examples/smollm2")
+from tables import markdown
+
+RESULTS = sorted(Path("docs/results").glob("*.json"))
+PAGE = Path("docs/results.md").read_text(encoding="utf-8")
+
+
+def rows_of(name):
+    return {row["row"]: row for row in json.loads(Path(f"docs/results/{name}.json").read_text(encoding="utf-8"))}
+
+
+@pytest.mark.parametrize("file", RESULTS, ids=lambda file: file.stem)
+def test_the_page_shows_the_stored_table(file):
+    assert markdown(json.loads(file.read_text(encoding="utf-8"))) in PAGE
+
+
+def test_there_are_stored_tables():
+    assert RESULTS
+
+
+def test_the_rows_on_new_prompts_are_the_stored_ones():
+    (line,) = re.findall(
+        r"^\| .*\[prompts it has never seen\].*$", Path("README.md").read_text(encoding="utf-8"), re.M
+    )
+    rows = rows_of("probe")
+    bt, gpm = (rows[f"cyc3_train, {model} on frozen half way up, mean"] for model in ("bt", "gpm"))
+    (first,) = re.findall(r"^\| .*prompts that it has never seen.*$", PAGE, re.M)
+    for row in (bt, gpm):
+        low, high = row["accuracy_ci95"]
+        for shown in (line, first):
+            assert f"{row['accuracy']:.2f} [{low:.2f}, {high:.2f}]" in shown
+            assert f"exceeds {gpm['bound']:.2f}" in shown
