@@ -34,28 +34,54 @@ from openrlhf_gpm.samples.formatting import Formatter
 
 KINDS = {"last layer, last token": 1.0, "three quarters up, mean": 0.75, "half way up, mean": 0.5}
 """Name -> how far up the layer lies: of SmolLM2's 30, layers 30, 22 and 15."""
-DIM = 8
+MIDDLE = "half way up, mean"
+MODELS = {"gpm": 8, "bt": 1}
+"""Name -> dimensions."""
 RIDGES = (0.001, 0.003, 0.01, 0.03, 0.1)
 """Penalties on the squared weights; the one of the least loss on a fifth of the training part is taken."""
 MAX_LEN = 2048
 STEPS = 60
-CHOOSING = 0.2
+CHOOSING = 5  # one of so many training prompts chooses the ridge
 
 
 def probe_rows(files: dict[str, Path]) -> list[Row]:
     """Rows per set and kind of state, for the GPM and for Bradley-Terry, each prompt judged when it was held out."""
     datasets = {name: read_dataset(str(file)) for name, file in files.items()}
     states = _states(datasets)
-    rows = []
-    for name, data in datasets.items():
-        for kind in KINDS:
-            for model, dim in (("gpm", DIM), ("bt", 1)):
-                begun = time.monotonic()
-                scores = _held_out_scores(data, states[kind], dim)
-                metrics = evaluate([data], [scores], SETTINGS)
-                row = {"row": f"{name}, {model} on frozen {kind}", "folds": FOLDS, **summary(metrics, len(scores))}
-                rows.append({**row, "seconds": time.monotonic() - begun, "date": date.today().isoformat()})
-    return rows
+    return [
+        _row(f"{name}, {model} on frozen {kind}", data, states[kind], dim)
+        for name, data in datasets.items()
+        for kind in KINDS
+        for model, dim in MODELS.items()
+    ]
+
+
+def probe_curve(file: Path, sizes: Sequence[int]) -> list[Row]:
+    """Rows of the GPM, then of Bradley-Terry: with the states of the middle layer on ever more training prompts.
+
+    sizes: so many prompts of each fold; a last row has all of them.
+    """
+    data = read_dataset(str(file))
+    states = _states({file.stem: data})[MIDDLE]
+    return [
+        _row(
+            f"{file.stem}, {model}, {'all' if prompts is None else prompts} training prompts",
+            data,
+            states,
+            dim,
+            prompts,
+        )
+        for model, dim in MODELS.items()
+        for prompts in (*sizes, None)
+    ]
+
+
+def _row(label: str, data: Dataset, states: dict[str, Tensor], dim: int, prompts: int | None = None) -> Row:
+    begun = time.monotonic()
+    scores = _held_out_scores(data, states, dim, prompts)
+    metrics = evaluate([data], [scores], SETTINGS)
+    row = {"row": label, "folds": FOLDS, **summary(metrics, len(scores))}
+    return {**row, "seconds": round(time.monotonic() - begun), "date": date.today().isoformat()}
 
 
 def _states(datasets: dict[str, Dataset]) -> dict[str, dict[str, Tensor]]:
@@ -119,24 +145,25 @@ def _part(states: list[Tensor], groups: Sequence[PreferenceGroup]) -> Part:
     return Part(torch.cat(states), first, second, label.float())
 
 
-def _held_out_scores(data: Dataset, states: dict[str, Tensor], dim: int) -> list[Any]:
-    """The scores (K, K) of each group by the model that was fitted to the other folds."""
+def _held_out_scores(data: Dataset, states: dict[str, Tensor], dim: int, prompts: int | None) -> list[Any]:
+    """The scores (K, K) of each group by the model that was fitted to the other folds or to part of them."""
     groups = list(data.groups)
     table = [torch.stack([states[_key(group, i)] for i in range(len(group.responses))]) for group in groups]
     scores: list[Any] = [None] * len(groups)
     for fold in range(FOLDS):
-        train = [i for i, group in enumerate(groups) if fold_of(group) != fold]
+        rest = [i for i, group in enumerate(groups) if fold_of(group) != fold]
+        train = sorted(rest, key=lambda i: hash_of(groups[i], SEED + 1))[:prompts]
         every = torch.cat([table[i] for i in train])
         mean, std = every.mean(0), every.std(0)
         scaled = [(x - mean) / std for x in table]
-        inner = [i for i in train if hash_of(groups[i], SEED + 2) >= CHOOSING]
-        choosing = [i for i in train if hash_of(groups[i], SEED + 2) < CHOOSING]
+        order = sorted(train, key=lambda i: hash_of(groups[i], SEED + 2))
+        choosing, inner = order[::CHOOSING], [i for place, i in enumerate(order) if place % CHOOSING]
         small, judge, whole = (
             _part([scaled[i] for i in some], [groups[i] for i in some]) for some in (inner, choosing, train)
         )
         ridge = min(RIDGES, key=lambda ridge: judge.loss(_fit(small, dim, ridge)).item())
         weight = _fit(whole, dim, ridge)
-        for i in set(range(len(groups))) - set(train):
+        for i in set(range(len(groups))) - set(rest):
             scores[i] = _scores(scaled[i] @ weight).numpy()
     return scores
 

@@ -25,7 +25,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from folds import FOLDS, OUT, Training, fold_files, held_out_file
-from tables import Row, compare, pooled, write_table
+from tables import Row, compare, draw_curve, pooled, write_table
 
 UNIT = ("--gpm.no_normalize", "--gpm.tau", "1")
 """Embeddings that keep their length, see "A loss that stays at 0.693" in docs/user-guide.md."""
@@ -94,9 +94,14 @@ def curve(args: argparse.Namespace) -> None:
 
 def probe(args: argparse.Namespace) -> None:
     """A linear GPM and a linear Bradley-Terry model on the frozen states of the base model, all folds."""
-    from probe import probe_rows
+    from probe import probe_curve, probe_rows
 
-    write_table("probe", probe_rows({name: data_file(args.data, name) for name in args.sets}))
+    files = {name: data_file(args.data, name) for name in args.sets}
+    write_table("probe", probe_rows(files))
+    curve = probe_curve(files[args.sets[0]], args.prompts)
+    write_table("probe_curve", curve)
+    whole = curve[0]["prompts"] * (FOLDS - 1) / FOLDS  # of each fold, on average
+    draw_curve(curve, [*args.prompts, whole], OUT / "tables" / "probe_curve.png")
 
 
 def check(args: argparse.Namespace) -> None:
@@ -127,7 +132,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if name in ("cycles", "curve"):
             folds = range(1) if name == "curve" else range(FOLDS)
             table.add_argument("--folds", nargs="+", type=int, choices=range(FOLDS), default=list(folds))
-        if name == "curve":
+        if name in ("curve", "probe"):
             table.add_argument("--prompts", nargs="+", type=int, default=list(CURVE), help="default: %(default)s")
         if name == "cycles":
             table.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS))

@@ -11,7 +11,7 @@ from folds import OUT, Training
 
 from openrlhf_gpm.evaluation.dataset import read_dataset
 from openrlhf_gpm.evaluation.run import Settings, evaluate
-from openrlhf_gpm.files import write
+from openrlhf_gpm.files import temporary, write
 from openrlhf_gpm.json_lines import JsonLines
 from openrlhf_gpm.scoring.store import StoredScores
 
@@ -71,6 +71,35 @@ def markdown(rows: Sequence[Row]) -> str:
     """The table as docs/results.md shows it."""
     lines = [f"| {' | '.join(HEAD)} |", f"|---{'|---:' * (len(HEAD) - 1)}|", *map(_line, rows)]
     return "\n".join(lines) + "\n"
+
+
+def draw_curve(rows: Sequence[Row], sizes: Sequence[float], path: Path) -> None:
+    """Accuracy over the number of training prompts with its intervals, for the GPM and Bradley-Terry, and the bound.
+
+    rows: of the GPM for each of `sizes`, then those of Bradley-Terry.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(6.4, 3.4), layout="constrained")
+    for name, colour, part in (
+        ("GPM", "#1f6cbf", rows[: len(sizes)]),
+        ("Bradley-Terry", "#c05c1f", rows[len(sizes) :]),
+    ):
+        points = [row["accuracy"] for row in part]
+        ends = [[abs(row["accuracy_ci95"][side] - row["accuracy"]) for row in part] for side in (0, 1)]
+        axes.errorbar(sizes, points, ends, label=name, color=colour, marker="o", capsize=3)
+    axes.axhline(rows[0]["bound"], color="#555555", linestyle="--", label="most that any ranking can get")
+    axes.set(xscale="log", xticks=sizes, xlabel="training prompts", ylabel="accuracy on new prompts")
+    axes.set_xticks(sizes, [f"{size:.0f}" for size in sizes])
+    axes.minorticks_off()
+    axes.legend(frameon=False, loc="center right")
+    axes.spines[["top", "right"]].set_visible(False)
+    with temporary(path) as new:
+        figure.savefig(new, format="png", dpi=150)
+    plt.close(figure)
 
 
 def compare(rows: Sequence[Row], published: Sequence[Row]) -> bool:

@@ -72,7 +72,7 @@ def test_the_curve_uses_the_model_that_the_table_of_cycles_trained(tables):
 
 
 def test_the_probe_judges_every_prompt_when_it_is_held_out(tables):
-    tables("probe")
+    tables("probe", "--prompts", "8")
     rows = {row["row"]: row for row in rows_of(tables, "probe")}
     assert len(rows) == 6
     assert {row["comparisons"] for row in rows.values()} == {120}
@@ -80,6 +80,10 @@ def test_the_probe_judges_every_prompt_when_it_is_held_out(tables):
     reward = rows["cyc3_train, bt on frozen half way up, mean"]
     assert cycle["accuracy"] > 0.9  # the names alone decide
     assert reward["accuracy"] <= 2 / 3 + 1e-9
+    curve = {row["row"]: row for row in rows_of(tables, "probe_curve")}
+    assert len(curve) == 4
+    assert curve["cyc3_train, gpm, all training prompts"]["accuracy"] == cycle["accuracy"]
+    assert curve["cyc3_train, gpm, 8 training prompts"]["comparisons"] == 120
 
 
 def test_data_that_is_missing_is_named(tables, stack, tmp_path):
