@@ -3,8 +3,9 @@
 SmolLM2-135M in fp32. Every answer is compared with the offline scorer's numbers. The other arm is the same model in
 this process, one response per forward pass, alone on the machine.
 
-The server's memory is read once per second. It grows until batches of every size have been computed; a leak would show
-as the slope of the second half, when nothing is new any more.
+The server's memory is read once per second. It goes up and down with each batch, and its peak grows until full batches
+have been computed. A leak would show in the second half, if there are many batches by then: as a higher peak, and as
+the slope of a line through it.
 
 usage: python benchmarks/serve_load.py [--model DIR] [--clients 64] [--seconds 60] [--prompt 512] [--response 64]
                                        [--responses 8]
@@ -173,9 +174,11 @@ def main() -> None:
     p50, p95 = (latencies[int(len(latencies) * share)] for share in (0.5, 0.95))
     print(f"{args.clients} clients, {seconds:.0f} s: {len(latencies)} answers, {wrong} of them wrong; 0 lost")
     print(f"p50 {p50:.1f} s, p95 {p95:.1f} s")
-    start, half, end = (memory[at][1] for at in (0, len(memory) // 2, -1))
+    half = len(memory) // 2
+    first, second = (max(mib for _, mib in part) for part in (memory[:half], memory[half:]))
     slope = growth(memory)
-    print(f"memory {start:.0f} MiB, at half time {half:.0f}, at the end {end:.0f}; from then {slope:+.1f} per minute")
+    print(f"memory {memory[0][1]:.0f} MiB after one answer, at most {first:.0f} in the first half, {second:.0f} after")
+    print(f"slope of the second half {slope:+.1f} MiB per minute")
     print(f"{rate:.2f} groups per second, one text at a time {alone:.2f}: {rate / alone:.2f}x")
     result = {"rate": rate, "alone": alone, "p50": p50, "p95": p95, "wrong": wrong, "cores": os.cpu_count()}
     result |= {"memory": memory, "growth": slope}

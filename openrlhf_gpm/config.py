@@ -139,6 +139,11 @@ class GPMConfig:
         """Rows of the tensor `score.weight` in layout "gpm"."""
         return 1 if self.scalar_head else self.dim
 
+    @property
+    def classifier_rows(self) -> int:
+        """Rows of the same tensor in layout "classifier", which ends with the gate's."""
+        return self.head_rows + (self.k if self.gated else 0)
+
     def to_dict(self) -> dict[str, Any]:
         """The JSON object under `gpm` in config.json."""
         return asdict(self)

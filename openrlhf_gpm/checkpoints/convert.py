@@ -166,7 +166,7 @@ def _from_classifier(draft: Draft) -> None:
     gpm = GPMConfig.from_pretrained_config(draft.hf)
     if gpm.layout != "classifier":
         raise ValueError(f"{path} is a GPM in our own layout: use --from gpm --to classifier")
-    check_shapes(draft, {"score.weight": (_classifier_rows(gpm), draft.hidden_size)})
+    check_shapes(draft, {"score.weight": (gpm.classifier_rows, draft.hidden_size)})
     try:
         _undo(draft, gpm, draft.config.pop(RECORD, {}))
     except (AttributeError, KeyError, TypeError, RuntimeError) as error:
@@ -217,7 +217,7 @@ def _to_classifier(draft: Draft) -> None:
         "architectures": [gpm_class(draft.hf).__name__],
         "problem_type": "regression",  # vLLM then returns the raw numbers
         "pad_token_id": _pad_token_id(draft),
-        **label_keys(_classifier_rows(gpm)),
+        **label_keys(gpm.classifier_rows),
         **{name: value for name, value in old_names(draft.config).items() if name not in draft.config},
     }
     config = draft.config
@@ -228,7 +228,7 @@ def _to_classifier(draft: Draft) -> None:
     config[RECORD] = record
     _check_classifier(draft)
     draft.notes.append(
-        f"{new['architectures'][0]}, {_classifier_rows(gpm)} labels: {gpm.head_rows} of the head"
+        f"{new['architectures'][0]}, {gpm.classifier_rows} labels: {gpm.head_rows} of the head"
         + (f", {gpm.k} of the gate (run the prompt alone)" if gpm.gated else "")
     )
 
@@ -236,7 +236,7 @@ def _to_classifier(draft: Draft) -> None:
 def _check_classifier(draft: Draft) -> None:
     """Raise ValueError unless transformers' classifier of this family has a single head `score` without bias."""
     model_class = AutoModelForSequenceClassification._model_mapping.get(type(draft.hf), None)
-    rows = _classifier_rows(draft.gpm)
+    rows = draft.gpm.classifier_rows
     names: set[str] = set()
     if model_class is not None:
         config = type(draft.hf).from_dict(deepcopy(draft.config))  # which moves keys in it
@@ -275,8 +275,3 @@ def _check_same_dtype(draft: Draft) -> None:
     if len(set(dtypes.values())) > 1:
         found = ", ".join(f"{name} is {dtype}" for name, dtype in dtypes.items())
         raise ValueError(f"{draft.source}: {found}: save both with one dtype to put them into one tensor")
-
-
-def _classifier_rows(gpm: GPMConfig) -> int:
-    """num_labels of the exported classifier."""
-    return gpm.head_rows + (gpm.k if gpm.gated else 0)

@@ -1,6 +1,6 @@
 """The one scorer: groups of responses in, results out, in O(K): K embeddings, then arithmetic.
 
-Embeddings come from a backend (`torch_backend.py` or `vllm_backend.py`), numbers from `results.py`.
+Embeddings come from a backend (`torch_backend.py`, `vllm_backend.py` or `url_backend.py`), numbers from `results.py`.
 """
 
 import logging
@@ -21,9 +21,10 @@ from openrlhf_gpm.samples.encoded import first_of_equals
 from openrlhf_gpm.samples.formatting import Encoded, Formatter, pair_text
 from openrlhf_gpm.samples.tally import warnings_of
 from openrlhf_gpm.scoring.backend import Backend, pick_device
-from openrlhf_gpm.scoring.options import BATCH_TOKENS, check_options
+from openrlhf_gpm.scoring.options import BATCH_TOKENS, URL_TIMEOUT, check_options
 from openrlhf_gpm.scoring.results import group_result, is_finite, pairwise_result
 from openrlhf_gpm.scoring.torch_backend import TorchBackend
+from openrlhf_gpm.scoring.url_backend import URLBackend
 
 logger = logging.getLogger(__name__)
 
@@ -55,25 +56,32 @@ class GPM:
         share_prompt: str = "auto",
         backend: str = "torch",
         trust_remote_code: bool = False,
+        url: str | None = None,
+        url_key: str | None = None,
+        url_timeout: float = URL_TIMEOUT,
     ) -> "GPM":
         """Load a checkpoint.
 
         Args:
-            path: the directory of a GPM; for backend "vllm", of one that `openrlhf-gpm convert --to classifier` wrote.
+            path: the directory of a GPM; for "vllm" and "url", what `openrlhf-gpm convert --to classifier` wrote.
             device: default: the GPU where there is one. vLLM knows one device only, that of its build.
             dtype: of the trunk; default: as stored on a GPU, fp32 on a CPU (bf16 is slower there).
             batch_tokens: tokens per forward pass, padding included; vLLM: per step.
             share_prompt: "auto": the tokens that a group's samples begin with are computed once where that saves
                 tokens and the trunk allows it; "off": every sample in full.
-            backend: "torch" or "vllm".
+            backend: "torch"; "vllm", an engine in this process; or "url", a running `vllm serve`, whose device, dtype
+                and prefix cache are its own.
             trust_remote_code: run code that the folder brings; without it such a folder is refused.
+            url, url_key, url_timeout: of that server: http://HOST:PORT, its API key, seconds that an answer may take.
 
         Raises:
             ValueError: as `load_gpm` does.
         """
-        check_options(batch_tokens, share_prompt, backend)
+        check_options(batch_tokens, share_prompt, backend, url, url_timeout)
         checkpoint = open_checkpoint(path, trust_remote_code)
         formatter = checkpoint.formatter()
+        if url is not None:
+            return cls(URLBackend(checkpoint, url, url_key, batch_tokens, url_timeout), formatter)
         if backend == "vllm":
             from openrlhf_gpm.scoring.vllm_backend import VLLMBackend
 

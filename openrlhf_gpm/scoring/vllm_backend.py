@@ -1,8 +1,6 @@
-"""Embeddings from vLLM, for a GPM in the layout of a plain classifier (`openrlhf-gpm convert --to classifier`).
+"""Embeddings from a vLLM engine in this process, which sees what `openrlhf-gpm convert --to classifier` wrote.
 
-vLLM sees a plain classifier: it applies the head, [2k, H], or [3k, H] with the gate's rows last, to the last token of
-each request. A group is K requests, plus the prompt alone for the gate; prefix caching computes once what requests
-begin with. Normalisation, gate and scores are ours. vLLM is imported when an engine starts.
+Prefix caching computes once what texts begin with. vLLM is imported when an engine starts.
 """
 
 import os
@@ -14,10 +12,9 @@ from torch import Tensor
 
 from openrlhf_gpm.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from openrlhf_gpm.config import GPMConfig
-from openrlhf_gpm.models.gpm import finish_embedding, scale_gate
-from openrlhf_gpm.samples.forest import gate_sample
 from openrlhf_gpm.samples.formatting import Encoded
 from openrlhf_gpm.scoring.backend import pick_device
+from openrlhf_gpm.scoring.classifier import check_layout, check_length, read_rows, texts_of
 from openrlhf_gpm.scoring.options import BATCH_TOKENS, check_options
 
 CPU_BLOCK = 32
@@ -58,11 +55,7 @@ class VLLMBackend:
         self.hidden_size = checkpoint.hidden_size
         self.batch_tokens = batch_tokens
         self.share_prompt = share_prompt == "auto"
-        if self.config.layout != "classifier":
-            raise ValueError(
-                f"--backend vllm: {checkpoint.path} is a GPM in its own layout: use `openrlhf-gpm convert --from gpm "
-                "--to classifier` first, or --backend torch"
-            )
+        check_layout(checkpoint, "vllm")
         asked = None if device is None else pick_device(device)
         if asked is not None and asked.type == "cuda" and asked.index is not None:
             _show_only(asked.index)  # vLLM takes the first GPU that it sees
@@ -93,36 +86,18 @@ class VLLMBackend:
 
     def embed_groups(self, groups: Sequence[Sequence[Encoded]]) -> tuple[Tensor, Tensor]:
         """See `Backend`. Raises ValueError for a sample that is longer than the engine takes."""
-        requests: list[list[int]] = []
-        prompts: list[int] = []  # indices of prompts among the requests
-        samples: list[int] = []
-        for group in groups:
-            if self.config.gated:  # first: the samples then find it in the cache
-                reader = group[gate_sample(group)]
-                prompts.append(len(requests))
-                requests.append(reader.input_ids[: reader.prompt_len])
-            samples += range(len(requests), len(requests) + len(group))
-            requests += [sample.input_ids for sample in group]
-        if not requests:
+        texts = texts_of(groups, self.config)
+        if not texts.ids:
             return torch.empty(0, self.config.dim), torch.ones(len(groups), self.config.k)
-        longest = max(map(len, requests))
-        if longest > self.longest:
-            raise ValueError(
-                f"a sample of {longest} tokens is longer than the {self.longest} that vLLM takes for this model "
-                "(max_position_embeddings): leave it out, or use --backend torch"
-            )
+        check_length(texts, self.longest)
         outputs = self.llm.encode(
-            [{"prompt_token_ids": ids} for ids in requests],
+            [{"prompt_token_ids": ids} for ids in texts.ids],
             pooling_params=self.params,
             pooling_task="classify",
             use_tqdm=False,
         )
-        rows = self.config.head_rows
-        out = torch.stack([output.outputs.data.float().cpu() for output in outputs])  # (requests, 2k or 3k)
-        v = finish_embedding(out[samples, :rows], self.config)
-        if not self.config.gated:
-            return v, torch.ones(len(groups), self.config.k)
-        return v, scale_gate(out[prompts, rows:], self.config.gate, self.hidden_size)
+        rows = torch.stack([output.outputs.data.float().cpu() for output in outputs])
+        return read_rows(rows, texts, len(groups), self.config, self.hidden_size)
 
 
 def _show_only(index: int) -> None:

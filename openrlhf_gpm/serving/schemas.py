@@ -29,7 +29,10 @@ GROUPS = {
                 "properties": {
                     "id": {"description": "Any JSON; default: the group's index, as a text."},
                     "prompt": PROMPT,
-                    "system": {"type": "string", "description": "Put in front of the prompt as a system message."},
+                    "system": {
+                        "oneOf": [{"type": "string"}, {"type": "null"}],
+                        "description": "Put in front of the prompt as a system message.",
+                    },
                     "responses": TEXTS,
                 },
             },
@@ -49,7 +52,11 @@ QUERIES = {
 }
 QUERIES_EXAMPLE = {"query": ["Name a prime. 7"], "prompts": ["Name a prime. "], "labels": [""]}
 
-_EMBEDDED = {"id": {}, "embeddings": MATRIX | {"nullable": True}, "gate": NUMBERS | {"nullable": True}}
+_EMBEDDED = {
+    "id": {},
+    "embeddings": MATRIX | {"type": ["array", "null"]},
+    "gate": NUMBERS | {"type": ["array", "null"]},
+}
 _WARNINGS = {"warnings": {"type": "array", "items": {"type": "string"}, "description": "Only where there are any."}}
 _SCORED = _EMBEDDED | {
     "scores": MATRIX,

@@ -18,9 +18,9 @@ def start(gpm_checkpoint: Path, tmp_path_factory) -> Iterator[Callable[..., Serv
     folder = tmp_path_factory.mktemp("served")
     started: list[Served] = []
 
-    def start(*flags: str) -> Served:
+    def start(*flags: str, model: Path = gpm_checkpoint) -> Served:
         out, log = (folder / f"{len(started)}.{name}" for name in ("out", "log"))
-        command = [sys.executable, "-m", "openrlhf_gpm.cli.main", "serve", "--model", str(gpm_checkpoint)]
+        command = [sys.executable, "-m", "openrlhf_gpm.cli.main", "serve", "--model", str(model)]
         with out.open("w") as out_file, log.open("w") as log_file:
             process = subprocess.Popen(
                 [*command, "--device", "cpu", "--port", "0", *flags],

@@ -9,8 +9,6 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from served import KEY
 
 AUTHORIZED = {"Authorization": f"Bearer {KEY}"}
@@ -178,34 +176,6 @@ def test_a_full_queue_refuses_with_a_time_to_wait_and_what_is_taken_is_right(gua
     for answer in answers:
         if answer not in full:
             assert answer.json()["results"][0]["mean_scores"] == pytest.approx(expected, abs=1e-5)
-
-
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
-    max_leaves=6,
-)
-MESSAGE = st.fixed_dictionaries({"role": st.sampled_from(["user", "system", "x"]) | JSON, "content": st.text() | JSON})
-PROMPTS = st.text(max_size=20) | st.lists(MESSAGE, max_size=3) | JSON
-FUZZED_GROUP = st.fixed_dictionaries(
-    {"prompt": PROMPTS, "responses": st.lists(st.text(max_size=9) | JSON, max_size=4) | JSON},
-    optional={"id": JSON, "system": JSON},
-)
-QUERY = st.fixed_dictionaries(
-    {name: st.lists(st.just("a b") | JSON, max_size=3) | JSON for name in ("query", "prompts", "labels")}
-)
-BODIES = st.fixed_dictionaries({"groups": st.lists(FUZZED_GROUP | JSON, max_size=3) | JSON}) | QUERY | JSON
-
-
-@settings(
-    max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
-@given(path=st.sampled_from(["/score", "/embed", "/get_reward"]), body=BODIES)
-def test_no_body_whatsoever_makes_the_server_fail(guarded, path, body):
-    headers = AUTHORIZED | {"content-type": "application/json"}
-    answer = httpx.post(guarded.url + path, content=json.dumps(body), headers=headers, timeout=60)
-    assert answer.status_code in (200, 400, 413, 422, 504)
-    assert answer.status_code == 200 or answer.json()["error"]
 
 
 def test_what_is_refused_or_scored_is_not_in_the_log(guarded):
