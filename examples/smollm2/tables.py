@@ -95,7 +95,7 @@ def draw_curve(rows: Sequence[Row], sizes: Sequence[float], path: Path) -> None:
     axes.set(xscale="log", xticks=sizes, xlabel="training prompts", ylabel="accuracy on new prompts")
     axes.set_xticks(sizes, [f"{size:.0f}" for size in sizes])
     axes.minorticks_off()
-    axes.legend(frameon=False, loc="center right")
+    axes.legend(frameon=False, loc="center right", bbox_to_anchor=(1, 0.38))
     axes.spines[["top", "right"]].set_visible(False)
     with temporary(path) as new:
         figure.savefig(new, format="png", dpi=150)

@@ -11,14 +11,24 @@ import pytest
 SECONDS = 30
 
 
+ASYNC = ["--train.async_enable"]
+
+
 @pytest.mark.parametrize(
-    ("title", "name"), [("RolloutRayActor", "vLLM engine 0"), ("GPMRewardActor", "reward rank 0")]
+    ("title", "name", "mode"),
+    [
+        ("RolloutRayActor", "vLLM engine 0", []),
+        ("GPMRewardActor", "reward rank 0", []),
+        ("RolloutRayActor", "vLLM engine 0", ASYNC),
+        ("GPMRewardActor", "reward rank 0", ASYNC),
+        ("GenerateSamplesActor", "the generator of rollouts", ASYNC),
+    ],
 )
-def test_a_run_ends_when_one_of_its_actors_is_killed(stack, gpm, ray_env, tmp_path, title, name):
+def test_a_run_ends_when_one_of_its_actors_is_killed(stack, gpm, ray_env, tmp_path, title, name, mode):
     command = stack.ppo_command(
         tmp_path / "policy",
         *("--reward_model_type", "gpm", "--reward.model_name_or_path", str(gpm), "--actor.policy_loss_type", "gpo"),
-        *("--train.num_episodes", "50"),
+        *("--train.num_episodes", "50", *mode),
     )
     process = subprocess.Popen(
         command, env=ray_env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True

@@ -62,6 +62,11 @@ def recorded(server):
     proxy.server_close()
 
 
+SEEN = "environment.json"
+SHELL = {"HF_TOKEN": "hf_of_the_shell", "HF_HOME": "/tmp/of_the_shell", "NCCL_SOCKET_IFNAME": "lo"}
+"""Set where the run is started, and not where Ray was."""
+
+
 def by_client(url, folder):
     return ["--reward.remote_url", f"{url}/get_reward"]
 
@@ -69,7 +74,8 @@ def by_client(url, folder):
 def by_agent(url, folder):
     """examples/serving/agent.py; the workers of the tests' Ray have no GPM_URL, so its default is changed."""
     shipped = Path("examples/serving/agent.py").read_text()
-    (folder / "agent.py").write_text(shipped.replace("http://127.0.0.1:8000", url))
+    note = f"import json, pathlib\npathlib.Path({str(folder / SEEN)!r}).write_text(json.dumps(dict(os.environ)))\n"
+    (folder / "agent.py").write_text(shipped.replace("http://127.0.0.1:8000", url) + note)
     return ["--train.agent_func_path", str(folder / "agent.py")]
 
 
@@ -79,8 +85,11 @@ def test_a_stock_run_trains_on_what_the_scorer_says_of_each_group(stack, ray_env
     curves = stack.train_ppo_ray(
         tmp_path / "policy",
         *(*flags(url, tmp_path), "--algo.advantage.estimator", "group_norm"),
-        env=ray_env,
+        env=ray_env | SHELL,
     )
+    if flags is by_agent:
+        seen = json.loads((tmp_path / SEEN).read_text())
+        assert {name: seen.get(name) for name in SHELL} == SHELL
     assert len(calls) == 4 * 8 * 4
     scorer = GPM.from_pretrained(gpm)
     of_prompt = defaultdict(list)

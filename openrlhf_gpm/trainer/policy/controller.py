@@ -9,14 +9,19 @@ from openrlhf.trainer.ppo_trainer import BasePPOTrainer, SyncPPOTrainer
 from openrlhf.trainer.ppo_trainer_async import AsyncPPOTrainer, BaseTrainingActor
 from openrlhf.trainer.ppo_utils.experience import Experience
 from openrlhf.utils.logging_utils import init_logger
-from ray.exceptions import RayActorError
 
 from openrlhf_gpm import objectives
-from openrlhf_gpm.trainer.policy.supervisor import Supervisor, actors_of
+from openrlhf_gpm.trainer.policy.supervisor import actors_of, supervised
 
 logger = init_logger(__name__)
 
-SECONDS_TO_A_REASON = 10
+GROUPS = ("policy", "critic", "reward", "reference")
+"""Names of the groups of actors, in the order in which upstream gives them to a controller."""
+
+ASKING = "asking"
+"""The concurrency group of questions that are answered while an actor is busy."""
+SECONDS_TO_AN_ANSWER = 5
+
 LOADER_ENDED = "_iterator_finished"
 """In the state of torchdata's StatefulDataLoader: whether it has given all its rows."""
 
@@ -30,6 +35,11 @@ class _GroupStatistics(BasePPOTrainer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.cyclic_shares: list[float] = []  # of the judge, per step
+
+    @ray.method(concurrency_group=ASKING)
+    def current_step(self) -> int:
+        """The step that is being trained, from 1; 0 before the first."""
+        return int(self.experience_maker.step)
 
     def train_step(self, rollout_samples: Any, global_step: int) -> tuple[dict[str, Any], int]:
         self.experience_maker.step = global_step + 1
@@ -60,20 +70,10 @@ class BaseGroupPPOTrainer(_GroupStatistics, SyncPPOTrainer):
 
     def fit(self, global_step: int = 0) -> None:
         """Upstream's; ends with one line, within seconds, when an actor of the run dies."""
-        groups = {"policy": self.actor_model_group, "reward": self.reward_model_group}
-        groups |= {"critic": self.critic_model_group, "reference": self.reference_model_group}
-        supervisor = Supervisor(actors_of(groups, self.vllm_engines))
-        supervisor.start()
-        try:
+        groups = (self.actor_model_group, self.critic_model_group, self.reward_model_group, self.reference_model_group)
+        actors = actors_of(dict(zip(GROUPS, groups, strict=True)), self.vllm_engines)
+        with supervised(actors, self.current_step, self.args.ckpt.path):
             super().fit(global_step)
-        except RayActorError as error:
-            supervisor.join(SECONDS_TO_A_REASON)
-            raise RuntimeError(
-                f"step {self.experience_maker.step}: {supervisor.death or error}; checkpoints are in "
-                f"{self.args.ckpt.path}, --ckpt.load_enable goes on from the last"
-            ) from None
-        finally:
-            supervisor.finished.set()
         if warning := circling(
             objectives.from_args(self.args), objectives.frozen_policies(self.args), self.cyclic_shares
         ):
@@ -107,12 +107,23 @@ class BaseGroupPPOTrainerAsync(AsyncPPOTrainer):
     def __init__(self, pretrain: str, strategy: Any, *groups: Any, **options: Any) -> None:
         super().__init__(pretrain, strategy, *groups, **options)
         self.args = strategy.args
+        *models, engines = groups
+        self.actors = actors_of(dict(zip(GROUPS, models, strict=True)), engines)
+        self.actors |= {"the generator of rollouts": self.generator_actor, "the trainer": self.trainer_actor}
 
     def get_max_steps(self) -> int:
         """Optimizer steps, as `check_prompts` counted them."""
         return int(self.args.gpm.optimizer_steps)
 
+    def fit(self) -> None:
+        """Upstream's; ends with one line, within seconds, when an actor of the run dies."""
+        with supervised(self.actors, self._current_step, self.args.ckpt.path):
+            super().fit()
+
+    def _current_step(self) -> int:
+        return int(ray.get(self.trainer_actor.current_step.remote(), timeout=SECONDS_TO_AN_ANSWER))
+
 
 GroupPPOTrainerAsync = ray.remote(BaseGroupPPOTrainerAsync)
-GroupPPOTrainer = ray.remote(BaseGroupPPOTrainer)
-GroupTrainingActor = ray.remote(BaseGroupTrainingActor)
+GroupPPOTrainer = ray.remote(concurrency_groups={ASKING: 1})(BaseGroupPPOTrainer)
+GroupTrainingActor = ray.remote(concurrency_groups={ASKING: 1})(BaseGroupTrainingActor)

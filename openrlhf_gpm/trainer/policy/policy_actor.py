@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from openrlhf.utils.distributed_util import torch_dist_barrier_and_cuda_sync
 from openrlhf_gpm import objectives
 from openrlhf_gpm.files import replace_model
 from openrlhf_gpm.trainer.policy.common_checkpoint import CommonCheckpoint
+from openrlhf_gpm.trainer.policy.disk import OPTIMIZER, room, weights
 from openrlhf_gpm.trainer.policy.frozen import FrozenPolicies
 from openrlhf_gpm.trainer.policy.resume import last_checkpoint
 
@@ -53,11 +55,17 @@ class BaseObjectivePolicyActor(BasePolicyModelActor):
 
     def save_checkpoint(self, tag: str, *args: Any, **kwargs: Any) -> None:
         """Upstream's, after the frozen policies, so that a complete checkpoint has them."""
-        if self.frozen.shards and not self.disable_ds_ckpt:
-            folder = Path(self.strategy.args.ckpt.path) / "_actor" / tag
-            folder.mkdir(parents=True, exist_ok=True)
-            self.frozen.save(_frozen_file(folder))
-        super().save_checkpoint(tag, *args, **kwargs)
+        if self.disable_ds_ckpt:
+            super().save_checkpoint(tag, *args, **kwargs)
+            return
+        folder = Path(self.strategy.args.ckpt.path) / "_actor"
+        trained, size = weights(self.actor.model)
+        averages = sum(4 * trained for name in self.frozen.shards if name != "ref")
+        with self._room(folder, size + OPTIMIZER * trained + averages, "a checkpoint"):
+            if self.frozen.shards:
+                (folder / tag).mkdir(exist_ok=True)
+                self.frozen.save(_frozen_file(folder / tag))
+            super().save_checkpoint(tag, *args, **kwargs)
 
     def save_model(self) -> None:
         """Write the policy, and the magnet where it is asked for, under a temporary name; then move them in place.
@@ -76,13 +84,21 @@ class BaseObjectivePolicyActor(BasePolicyModelActor):
         if self.strategy.is_rank_0():
             shutil.rmtree(new, ignore_errors=True)  # left by a run that was killed while it saved
         torch_dist_barrier_and_cuda_sync()
-        self.strategy.save_model(self.ema_model if args.train.enable_ema else self.actor, self.tokenizer, str(new))
-        for name in self.objective.saved:
-            with self.frozen.in_place(name):
-                self.strategy.save_model(self.actor, self.tokenizer, str(new / MAGNET))
+        size = weights(self.actor.model)[1] * (1 + len(self.objective.saved))
+        with self._room(path, size, "the trained policy"):
+            self.strategy.save_model(self.ema_model if args.train.enable_ema else self.actor, self.tokenizer, str(new))
+            for name in self.objective.saved:
+                with self.frozen.in_place(name):
+                    self.strategy.save_model(self.actor, self.tokenizer, str(new / MAGNET))
         if self.strategy.is_rank_0():
             replace_model(new, path)
         torch_dist_barrier_and_cuda_sync()
+
+    def _room(self, folder: Path, needed: int, what: str) -> AbstractContextManager[None]:
+        """`room`, which asks the disk before the block on rank 0 only: others may have begun to write."""
+        last = last_checkpoint(Path(self.strategy.args.ckpt.path))
+        remedy = f"--ckpt.load_enable goes on from {last}" if last else "there is no earlier checkpoint to go on from"
+        return room(folder, needed, what, remedy, ask=self.strategy.is_rank_0())
 
 
 def _frozen_file(checkpoint: Path) -> Path:

@@ -4,29 +4,34 @@ from __future__ import annotations
 
 import sys
 import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
 
 import ray
 from openrlhf.utils.logging_utils import init_logger
-from ray.exceptions import RayActorError
+from ray.exceptions import RayActorError, RayError, RayTaskError
 
 logger = init_logger(__name__)
 
 INTERVAL = 2.0
 """Seconds between two looks."""
 
+SECONDS_TO_A_REASON = 10
+"""How long a failed call waits for the supervisor to find out who died."""
+
 
 class Supervisor(threading.Thread):
     """Watches Ray actors; when one dies it keeps the reason in `death` and kills the others.
 
     Each actor always has one task of no work in its queue. While the actor is busy the task waits; when the actor dies
-    Ray fails it at once. Killing the others ends whatever call the controller waits for.
+    Ray fails it at once. Killing the others ends whatever call the controller waits for. `step` is asked before that.
     """
 
-    def __init__(self, actors: dict[str, Any]) -> None:
+    def __init__(self, actors: dict[str, Any], step: Callable[[], object]) -> None:
         super().__init__(daemon=True, name="supervisor")
-        self.actors = actors
+        self.actors, self.step = actors, step
         self.death: str | None = None
         self.finished = threading.Event()
 
@@ -45,10 +50,35 @@ class Supervisor(threading.Thread):
                 waiting[self.actors[name].__ray_ready__.remote()] = name
 
     def _end(self, name: str, error: RayActorError) -> None:
-        self.death = f"{name} died: {in_one_line(error)}"
+        try:
+            step = self.step()
+        except RayError:  # the actor that knows it is the one that died
+            step = "unknown"
+        self.death = f"step {step}: {name} died: {in_one_line(error)}"
         logger.error(self.death)
         for other in self.actors.values():
             ray.kill(other)
+
+
+@contextmanager
+def supervised(actors: dict[str, Any], step: Callable[[], object], checkpoints: str) -> Iterator[None]:
+    """Watch the actors, by name, during a block; a death among them ends it, within seconds, with a RuntimeError.
+
+    Its one line says who died, at which step, and where `checkpoints` are to go on from.
+    """
+    supervisor = Supervisor(actors, step)
+    supervisor.start()
+    try:
+        yield
+    except (RayActorError, RayTaskError) as error:
+        if isinstance(error, RayTaskError) and not isinstance(error.cause, RayActorError):
+            raise
+        supervisor.join(SECONDS_TO_A_REASON)
+        raise RuntimeError(
+            f"{supervisor.death or error}; checkpoints are in {checkpoints}, --ckpt.load_enable goes on from the last"
+        ) from None
+    finally:
+        supervisor.finished.set()
 
 
 def in_one_line(error: RayActorError) -> str:
