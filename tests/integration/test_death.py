@@ -20,8 +20,8 @@ ASYNC = ["--train.async_enable"]
         ("RolloutRayActor", "vLLM engine 0", []),
         ("GPMRewardActor", "reward rank 0", []),
         ("RolloutRayActor", "vLLM engine 0", ASYNC),
-        ("GPMRewardActor", "reward rank 0", ASYNC),
-        ("GenerateSamplesActor", "the generator of rollouts", ASYNC),
+        pytest.param("GPMRewardActor", "reward rank 0", ASYNC, marks=pytest.mark.recipes),
+        pytest.param("GenerateSamplesActor", "the generator of rollouts", ASYNC, marks=pytest.mark.recipes),
     ],
 )
 def test_a_run_ends_when_one_of_its_actors_is_killed(stack, gpm, ray_env, tmp_path, title, name, mode):

@@ -63,8 +63,6 @@ def recorded(server):
 
 
 SEEN = "environment.json"
-SHELL = {"HF_TOKEN": "hf_of_the_shell", "HF_HOME": "/tmp/of_the_shell", "NCCL_SOCKET_IFNAME": "lo"}
-"""Set where the run is started, and not where Ray was."""
 
 
 def by_client(url, folder):
@@ -82,14 +80,16 @@ def by_agent(url, folder):
 @pytest.mark.parametrize("flags", [by_client, by_agent])
 def test_a_stock_run_trains_on_what_the_scorer_says_of_each_group(stack, ray_env, gpm, recorded, tmp_path, flags):
     url, calls = recorded
+    # Set where the run is started, and not where Ray was.
+    shell = {"HF_TOKEN": "hf_of_the_shell", "HF_HOME": str(tmp_path / "hub"), "NCCL_SOCKET_IFNAME": "lo"}
     curves = stack.train_ppo_ray(
         tmp_path / "policy",
         *(*flags(url, tmp_path), "--algo.advantage.estimator", "group_norm"),
-        env=ray_env | SHELL,
+        env=ray_env | shell,
     )
     if flags is by_agent:
         seen = json.loads((tmp_path / SEEN).read_text())
-        assert {name: seen.get(name) for name in SHELL} == SHELL
+        assert {name: seen.get(name) for name in shell} == shell
     assert len(calls) == 4 * 8 * 4
     scorer = GPM.from_pretrained(gpm)
     of_prompt = defaultdict(list)

@@ -7,6 +7,7 @@ import subprocess
 import pytest
 
 STEP = "train/policy_loss"
+LONG = pytest.mark.recipes
 RUNS = {  # a regression with a magnet, a pair objective, a policy gradient -> flags, and the drift that it logs
     "gpo": (["--gpo.beta", "0.5", "--gpo.pull", "0.5"], "train/drift_ema_q95"),
     "inpo": (["--gpo.beta", "0.5", "--gpo.ref_pull", "0.25"], "train/drift_ref_q95"),
@@ -14,7 +15,7 @@ RUNS = {  # a regression with a magnet, a pair objective, a policy gradient -> f
 }
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("name", [name if name == "gpo" else pytest.param(name, marks=LONG) for name in RUNS])
 def test_a_killed_run_resumes_with_the_next_steps_loss(stack, gpm, ray_env, tmp_path, name):
     of_objective, drift = RUNS[name]
     flags = (
