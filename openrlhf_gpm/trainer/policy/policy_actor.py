@@ -17,6 +17,7 @@ from openrlhf_gpm.files import replace_model
 from openrlhf_gpm.trainer.policy.common_checkpoint import CommonCheckpoint
 from openrlhf_gpm.trainer.policy.disk import OPTIMIZER, room, weights
 from openrlhf_gpm.trainer.policy.frozen import FrozenPolicies
+from openrlhf_gpm.trainer.policy.held_port import HeldPort
 from openrlhf_gpm.trainer.policy.resume import last_checkpoint
 
 FORWARD = "forward_"
@@ -26,7 +27,7 @@ MAGNET = "magnet"
 """Subfolder of --ckpt.output_dir for a frozen policy that is saved."""
 
 
-class BaseObjectivePolicyActor(BasePolicyModelActor):
+class BaseObjectivePolicyActor(HeldPort, BasePolicyModelActor):
     """The upstream policy actor with frozen policies, and checks before the trained policy is saved."""
 
     def init_model_from_pretrained(self, strategy: Any, pretrain: str, *args: Any, **kwargs: Any) -> None:

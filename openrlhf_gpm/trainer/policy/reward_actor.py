@@ -16,12 +16,13 @@ from openrlhf_gpm.samples.batch import collate_groups, encode_groups, unique_gro
 from openrlhf_gpm.samples.forest import token_counts
 from openrlhf_gpm.scoring.torch_backend import embed_batch
 from openrlhf_gpm.trainer.checkpoint_checks import reward_attention
+from openrlhf_gpm.trainer.policy.held_port import HeldPort
 from openrlhf_gpm.trainer.policy.rows import pack_rows
 
 logger = init_logger(__name__)
 
 
-class BaseGPMRewardActor(BaseRewardModelActor):
+class BaseGPMRewardActor(HeldPort, BaseRewardModelActor):
     """The upstream reward actor, except that it reads texts and returns embeddings.
 
     It reads texts because the GPM's tokenizer and chat template may differ from the policy's.
