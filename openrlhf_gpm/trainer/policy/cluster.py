@@ -13,6 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import ray
+from openrlhf.utils.logging_utils import init_logger
 from ray._private.state import available_resources_per_node
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -27,6 +28,8 @@ from openrlhf_gpm.trainer.policy.placement import (
     shortage,
 )
 
+logger = init_logger(__name__)
+
 NODES_SECONDS = 120
 """For all nodes together; importing a package over a network file system can take a while."""
 
@@ -40,11 +43,13 @@ def check_cluster(args: SimpleNamespace) -> None:
     models = {f"--{flag}": value(args, flag) for flag in MODELS if value(args, flag)}
     if args.use_ms:
         models = {flag: name for flag, name in models.items() if os.path.isabs(name)}
+    on_gpus = os.environ.get("DS_ACCELERATOR") != "cpu"
     question = Question(
         models=models,
         files={f"--{flag}": [str(path) for path in local_inputs(args)[flag]] for flag in DATASETS},
         shared={f"--{flag}": str(folder) for flag, folder in checkpoint_folders(args).items()},
-        flash=args.ds.attn_implementation == "flash_attention_2" and os.environ.get("DS_ACCELERATOR") != "cpu",
+        flash=args.ds.attn_implementation == "flash_attention_2" and on_gpus,
+        gpu_memory=args.vllm.gpu_memory_utilization if on_gpus else 0.0,
     )
     lines = [f"node {node} {problem}" for node, problems in node_problems(question).items() for problem in problems]
     if lines:
@@ -70,9 +75,11 @@ def check_room(args: SimpleNamespace) -> None:
 def node_problems(question: Question) -> dict[str, list[str]]:
     """What is wrong with each node, one line per fault, by the node's name. All are asked at the same time."""
     with _probe(question) as question:
-        return {
-            node: [error] if error else _faults(question, found) for node, (found, error) in _ask(question).items()
-        }
+        answers = _ask(question)
+        for node, (found, _) in answers.items():
+            for warning in found.get("warnings", {}).values():
+                logger.warning(f"node {node} {warning}")
+        return {node: [error] if error else _faults(question, found) for node, (found, error) in answers.items()}
 
 
 def _faults(question: Question, found: dict[str, dict[str, str]]) -> list[str]:
@@ -135,12 +142,13 @@ _answer = ray.remote(num_cpus=0)(answer)
 
 def _ask(question: Question) -> dict[str, tuple[dict[str, dict[str, str]], str]]:
     """(answer, "") or ({}, why there is none) of every node, by its name."""
-    asked = {}
+    asked, free = {}, free_resources()
     for node in alive_nodes():
         flash = question.flash and node["Resources"].get("GPU", 0) > 0
+        gpus = int(free.get(node_name(node), {}).get("GPU", 0))
         here = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
         task = _answer.options(scheduling_strategy=here, max_retries=0)
-        asked[node_name(node)] = task.remote(replace(question, flash=flash))
+        asked[node_name(node)] = task.remote(replace(question, flash=flash, gpus=gpus))
     ray.wait(list(asked.values()), num_returns=len(asked), timeout=NODES_SECONDS)
     found: dict[str, tuple[dict[str, dict[str, str]], str]] = {}
     for name, reference in asked.items():

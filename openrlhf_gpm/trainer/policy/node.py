@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from openrlhf_gpm.files import one_line
+from openrlhf_gpm.trainer.policy.gpu_memory import wait_for_room
 
 PACKAGES = ("openrlhf-gpm", "openrlhf", "vllm", "torch", "transformers", "ray")
 SHARED = "put it on storage that all nodes share, under the same path"
@@ -37,9 +38,18 @@ class Question:
     flash: bool = False
     """Whether nodes with GPUs need flash_attn."""
 
+    gpus: int = 0
+    """GPUs of the node that Ray calls free."""
+
+    gpu_memory: float = 0.0
+    """The share of a GPU's memory that vLLM wants free; 0 where no GPU is used."""
+
 
 def answer(question: Question) -> dict[str, dict[str, str]]:
-    """{"versions": package -> version, "models": flag -> its files and sizes, "problems": what -> one line}."""
+    """{"versions": package -> version, "models": flag -> its files and sizes, "problems": what -> one line}.
+
+    "warnings", as problems, are not the end of a run. Room on GPUs is waited for where there is no problem.
+    """
     problems = {"patch": _patch_problem(), "flash": _flash_problem() if question.flash else ""}
     models = {}
     for flag, name in question.models.items():
@@ -51,7 +61,10 @@ def answer(question: Question) -> dict[str, dict[str, str]]:
         problems[flag] = f"cannot read {flag} {missing[0]}: {SHARED}" if missing else ""
     for flag, folder in question.shared.items():
         problems[flag] = _shared_problem(flag, Path(folder), question.probe)
-    return {"versions": versions(), "models": models, "problems": {k: v for k, v in problems.items() if v}}
+    problems = {what: line for what, line in problems.items() if line}
+    ask = question.gpu_memory > 0 and not problems
+    room = wait_for_room(question.gpus, question.gpu_memory) if ask else ""
+    return {"versions": versions(), "models": models, "problems": problems, "warnings": {"GPUs": room} if room else {}}
 
 
 def versions() -> dict[str, str]:
