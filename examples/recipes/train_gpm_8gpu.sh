@@ -23,7 +23,8 @@ case "$size" in
 esac
 out=${OUT:-ckpt/gpm-$size}
 
-deepspeed --module openrlhf.cli.train_rm \
+# One node, also where a container has a /job/hostfile, which deepspeed would take.
+deepspeed --hostfile /dev/null --module openrlhf.cli.train_rm \
   --model.model_name_or_path "${MODEL:-$model}" \
   --reward_model_type gpm \
   --gpm.dim "$dim" \

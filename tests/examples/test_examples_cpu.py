@@ -10,19 +10,21 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 pytestmark = pytest.mark.integration
 
 
-def shell(command: str, **environment: str) -> str:
+def shell(command: str, status: int = 0, **environment: str) -> str:
     env = {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}", **environment}
     with tempfile.TemporaryFile("w+") as log:
         done = subprocess.run(["bash", "-c", command], cwd=ROOT, env=env, stdout=log, stderr=log, timeout=600)
         log.seek(0)
         text = log.read()
-    assert done.returncode == 0, text[-6000:]
+    assert done.returncode == status, text[-6000:]
     return text
 
 
@@ -75,3 +77,23 @@ def test_the_policy_is_aligned_and_saved(world: Path, address: str):
     groups = [json.loads(line) for step in steps for line in step.read_text().splitlines()]
     assert len(steps) == 2
     assert {len(group["responses"]) for group in groups} == {8}
+
+
+def test_three_prompts_train_the_policy_or_are_refused(world: Path, address: str):
+    """They make one step, of 24 responses where --train.batch_size is 32, and its learning rate is 0 with warm-up."""
+    rows = (world / "prompts.jsonl").read_text().splitlines(keepends=True)
+    three = world / "three"
+    three.mkdir()
+    (three / "prompts.jsonl").write_text("".join(rows[:3]))
+    for name in ("model", "gpm"):
+        (three / name).symlink_to(world / name)
+    environment = {"WORLD": str(three), "RAY_ADDRESS": address}
+    refused = shell("examples/cpu/gpo.sh", status=2, **environment)
+    assert "its learning rate is 0 because of warm-up: pass --actor.lr_warmup_ratio 0" in refused
+    assert not (three / "gpo" / "config.json").exists()
+
+    shell("examples/cpu/gpo.sh --actor.lr_warmup_ratio 0", **environment)
+    (step,) = (three / "gpo" / "groups").glob("step_*.jsonl")
+    assert len(step.read_text().splitlines()) == 3
+    before, after = (load_file(folder / "model.safetensors") for folder in (world / "model", three / "gpo"))
+    assert any(not torch.equal(before[name], after[name]) for name in before)

@@ -202,6 +202,17 @@ def test_training_a_gpm_on_gpus_shares_prompts(reward: Path):
         assert share_prompt_obstacle(start, run, run.data.max_len) is None
 
 
+def test_training_on_one_node_takes_no_hostfile_of_the_machine(reward: Path):
+    """deepspeed itself reads the flag, and would take /job/hostfile without it."""
+    from deepspeed.launcher import runner
+
+    (command,) = recorded([str(EXAMPLES / "recipes/train_gpm_8gpu.sh"), "gemma-2b"], {}, reward)
+    assert command[0] == "deepspeed"
+    hostfile = runner.parse_args(command[1:]).hostfile
+    assert hostfile != runner.DLTS_HOSTFILE
+    assert runner.fetch_hostfile(hostfile) is None
+
+
 def test_all_passes_are_one_ray_job_behind_its_own_options(reward: Path):
     script, environment = RECIPES["gpo ray job"]
     (submitted,) = recorded([str(EXAMPLES / script[0])], environment, reward)
