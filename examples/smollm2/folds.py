@@ -59,7 +59,7 @@ def fold_files(file: Path, fold: int, prompts: int | None = None) -> tuple[Path,
 
 @dataclass(frozen=True)
 class Training:
-    """One call of train.sh, into OUT/NAME. It is skipped where run.json says that it was done."""
+    """One call of train.sh, into OUT/NAME. It is skipped where training.json says that it was done."""
 
     name: str
     data: Path
@@ -76,7 +76,7 @@ class Training:
 
         Exits where it was trained with other flags.
         """
-        file = OUT / self.name / "run.json"
+        file = OUT / self.name / "training.json"
         if not file.exists():
             return None
         found = read_object(file, "train again")
@@ -97,7 +97,7 @@ class Training:
             "seconds": round(time.monotonic() - begun),
             "date": date.today().isoformat(),
         }
-        write(OUT / self.name / "run.json", json.dumps(made, indent=1) + "\n")
+        write(OUT / self.name / "training.json", json.dumps(made, indent=1) + "\n")
 
     def evaluate(self, *data: Path) -> None:
         """Score data that was held out, unless that was done; into OUT/eval/NAME."""

@@ -55,6 +55,12 @@ def test_folds_are_trained_once_and_pooled(tables):
         assert train.isdisjoint(group.prompt for _, group in read_preferences(held_out[fold]))
         assert len(train) + sum(1 for _ in read_preferences(held_out[fold])) == 40
 
+    begun = (
+        tables.out / "cyc3_train-bt-0"
+    )  # as a training that was killed leaves it: with the run's own flags, no model
+    begun.mkdir()
+    (begun / "run.json").write_text((tables.out / "cyc3_train-gpm-0/run.json").read_text())
+
     again = tables("cycles", "--folds", "0", "--models", "gpm", "bt")
     assert again.count("train.sh ") == 1
     assert "train.sh cyc3_train-bt-0" in again
