@@ -6,6 +6,7 @@ A recipe is run with stubs for the programs that it starts; each stub writes dow
 import importlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -220,6 +221,15 @@ def test_all_passes_are_one_ray_job_behind_its_own_options(reward: Path):
     environment_file = next(word for word in submitted if word.startswith("--runtime-env=")).partition("=")[2]
     assert set(yaml.safe_load((EXAMPLES / "cluster" / environment_file).read_text())) == {"env_vars"}
     assert submitted[submitted.index("--") + 1 :][:2] == ["openrlhf-gpm", "self-play"]
+
+
+@pytest.mark.parametrize("name", ["gpo ray job", "gpo", "train_gpm gemma", "cpu gpo", "smollm2 gpm"])
+def test_a_checkout_whose_path_has_a_blank_starts_the_same_commands(name: str, reward: Path):
+    (script, *words), environment = RECIPES[name]
+    here = recorded([str(EXAMPLES / script), *words], environment, reward)
+    copy = shutil.copytree(EXAMPLES, reward.parent / "a checkout" / "examples")
+    there = recorded([str(copy / script), *words], environment, reward)
+    assert [[word.replace(str(copy), str(EXAMPLES)) for word in command] for command in there] == here
 
 
 def test_a_ray_job_needs_an_absolute_output(reward: Path):
