@@ -253,7 +253,7 @@ def test_wrong_input_is_reported_with_its_group(gpm, chat_tokenizer, new_gpm):
 
 
 def test_wrong_settings_and_a_wrong_layout_are_one_line(gpm_checkpoint):
-    with pytest.raises(ValueError, match="--backend must be one of torch, vllm; got 'jax'"):
+    with pytest.raises(ValueError, match="--backend must be one of torch, vllm, url; got 'jax'"):
         GPM.from_pretrained(gpm_checkpoint, backend="jax")
     with pytest.raises(ValueError, match="--share_prompt must be one of auto, off; got 'on'"):
         GPM.from_pretrained(gpm_checkpoint, share_prompt="on")
