@@ -19,7 +19,10 @@ INTERVAL = 2.0
 """Seconds between two looks."""
 
 SECONDS_TO_A_REASON = 10
-"""How long a failed call waits for the supervisor to find out who died."""
+"""How long a call that a death ended waits for the supervisor to find out who died."""
+
+SECONDS_TO_A_DEATH = 2 * INTERVAL
+"""How long any other failed call waits for the death that may have caused it."""
 
 
 class Supervisor(threading.Thread):
@@ -71,9 +74,11 @@ def supervised(actors: dict[str, Any], step: Callable[[], object], checkpoints: 
     try:
         yield
     except (RayActorError, RayTaskError) as error:
-        if isinstance(error, RayTaskError) and not isinstance(error.cause, RayActorError):
+        died = isinstance(error, RayActorError) or isinstance(error.cause, RayActorError)
+        # Ranks whose peer died fail in their collective, often before Ray knows of the death.
+        supervisor.join(SECONDS_TO_A_REASON if died else SECONDS_TO_A_DEATH)
+        if not died and supervisor.death is None:
             raise
-        supervisor.join(SECONDS_TO_A_REASON)
         raise RuntimeError(
             f"{supervisor.death or error}; checkpoints are in {checkpoints}, --ckpt.load_enable goes on from the last"
         ) from None
