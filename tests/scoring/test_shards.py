@@ -133,6 +133,7 @@ def test_a_run_that_goes_on_scores_what_is_missing_to_the_bytes_of_one_that_was_
 ):
     """It was stopped within a shard, and a later shard was waiting; what it left is marked."""
     whole = score()
+    assert [json.loads(line)["id"] for line in whole] == [g.id or str(i) for i, g in enumerate(GROUPS)]
     written, waits = shards[2].start + 1, shards[4]
     kept = {*range(written), *range(waits.start, waits.stop)}
     expected = [json.dumps(json.loads(line) | {"id": "kept"}) if i in kept else line for i, line in enumerate(whole)]
