@@ -8,6 +8,14 @@ DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 BATCH_TOKENS = 16384
 """Tokens per forward pass, padding included."""
 
+WINDOW = 16
+"""Batches that are made together, so that samples of similar length share one."""
+
+
+def is_full(tokens: int, batch_tokens: int) -> bool:
+    """Whether groups of so many tokens are a window, whose batches are then made."""
+    return tokens >= WINDOW * batch_tokens
+
 
 URL_TIMEOUT = 600.0
 """Seconds that a server's answer may take."""

@@ -21,14 +21,13 @@ from openrlhf_gpm.samples.encoded import first_of_equals
 from openrlhf_gpm.samples.formatting import Encoded, Formatter, pair_text
 from openrlhf_gpm.samples.tally import warnings_of
 from openrlhf_gpm.scoring.backend import Backend, pick_device
-from openrlhf_gpm.scoring.options import BATCH_TOKENS, URL_TIMEOUT, check_options
+from openrlhf_gpm.scoring.options import BATCH_TOKENS, URL_TIMEOUT, check_options, is_full
 from openrlhf_gpm.scoring.results import group_result, is_finite, pairwise_result
 from openrlhf_gpm.scoring.torch_backend import TorchBackend
 from openrlhf_gpm.scoring.url_backend import URLBackend
 
 logger = logging.getLogger(__name__)
 
-WINDOW = 16  # batches to read ahead, so that samples of similar length can share a batch
 FINITE = ("refuse", "nan")
 
 Window = list[tuple[Group | PreferenceGroup, list[Encoded]]]
@@ -45,6 +44,7 @@ class GPM:
     def __init__(self, backend: Backend, formatter: Formatter) -> None:
         self.backend = backend
         self.formatter = formatter
+        self._collapse_said = False
 
     @classmethod
     def from_pretrained(
@@ -154,7 +154,8 @@ class GPM:
             texts = sample_texts(self.config, group.responses)
             said = warnings_of(self.formatter, group.prompt, texts, encoded, sample_kind(self.config))
             yield {"id": group.id, **result} | ({"warnings": said} if said else {})
-        if compared and not different:
+        if compared and not different and not self._collapse_said:
+            self._collapse_said = True  # once, though a file comes in many shards
             logger.warning("every score is 0: the model's embeddings have collapsed; train it with a lower --adam.lr")
 
     def embed_groups(
@@ -192,7 +193,7 @@ class GPM:
                 raise ValueError(f"group {named.id!r}: {error}") from error
             window.append((named, samples))
             tokens += sum(len(sample.input_ids) for sample in samples)
-            if tokens >= WINDOW * self.backend.batch_tokens:
+            if is_full(tokens, self.backend.batch_tokens):
                 yield window
                 window, tokens = [], 0
         if window:

@@ -57,16 +57,6 @@ def test_what_score_left_is_not_continued(job, tmp_path, capsys):
     assert not out.exists()
 
 
-def test_two_workers_write_what_one_writes(job):
-    _, out = job()
-    one = out.read_text()
-    status, out = job("--workers", 2)
-    assert status == 0
-    for a, b in zip(map(json.loads, one.splitlines()), map(json.loads, out.read_text().splitlines()), strict=True):
-        assert {**a, "embeddings": None, "gate_over_tau": None} == {**b, "embeddings": None, "gate_over_tau": None}
-        torch.testing.assert_close(torch.tensor(a["embeddings"]), torch.tensor(b["embeddings"]), atol=1e-5, rtol=0)
-
-
 def test_embeddings_that_are_not_finite_and_pairwise_encoders_are_refused(
     job, gpm_checkpoint, chat_tokenizer, new_gpm, tmp_path, capsys
 ):
