@@ -132,12 +132,14 @@ def write_lines(args: argparse.Namespace, to_lines: "ToLines") -> int:
     """
     output = check_paths(args.input, args.output, args.model)
     options = scorer_options(args)
-    with one_writer(output):
-        return _write_lines(args, to_lines, output, options)
+    with one_writer(output), _workers(args) as workers:
+        return _write_lines(args, to_lines, output, options, workers)
 
 
-def _write_lines(args: argparse.Namespace, to_lines: "ToLines", output: Path, options: dict[str, Any]) -> int:
-    """`write_lines`, once the output is ours alone."""
+def _write_lines(
+    args: argparse.Namespace, to_lines: "ToLines", output: Path, options: dict[str, Any], workers: "Workers | None"
+) -> int:
+    """`write_lines`, once the output is ours alone and the workers can be had."""
     from tqdm import tqdm
 
     from openrlhf_gpm.checkpoints.checkpoint import open_checkpoint
@@ -146,32 +148,31 @@ def _write_lines(args: argparse.Namespace, to_lines: "ToLines", output: Path, op
     from openrlhf_gpm.scoring.scorer import GPM
     from openrlhf_gpm.scoring.shards import Waiting, in_order, missing, parts
 
-    with _workers(args) as workers:
-        device = workers.device if workers else str(pick_device(args.device))  # refused before the data is read
-        checkpoint = open_checkpoint(args.model, args.trust_remote_code)
-        check_output(output, "--output", checkpoint.folders)
-        shards = check_groups(args.input, checkpoint, args.max_responses, args.batch_tokens)
-        total = shards[-1].stop
-        store, waiting = score_file(args, checkpoint, output, device), Waiting(waiting_folder(output))
-        done = store.resume()
-        if not store.partial.exists():  # what waits belongs to a run whose OUTPUT.partial the user has deleted
-            waiting.clear()
-        todo = missing(shards, done, waiting)
-        left = sum(shard.stop - max(done, shard.start) for shard in todo)
-        if left < total:
-            print(f"continuing {store.partial}: {total - left} of {total} groups are done", file=sys.stderr)
-        groups = (group for file in args.input for _, group in read_groups(file, args.max_responses))
-        work, model = parts(groups, todo), args.model.absolute()
-        load = partial(GPM.from_pretrained, model, **options)
-        if workers:
-            from openrlhf_gpm.scoring.ray_workers import score_on_ray
+    device = workers.device if workers else str(pick_device(args.device))  # refused before the data is read
+    checkpoint = open_checkpoint(args.model, args.trust_remote_code)
+    check_output(output, "--output", checkpoint.folders)
+    shards = check_groups(args.input, checkpoint, args.max_responses, args.batch_tokens)
+    total = shards[-1].stop
+    store, waiting = score_file(args, checkpoint, output, device), Waiting(waiting_folder(output))
+    done = store.resume()
+    if not store.partial.exists():  # what waits belongs to a run whose OUTPUT.partial the user has deleted
+        waiting.clear()
+    todo = missing(shards, done, waiting)
+    left = sum(shard.stop - max(done, shard.start) for shard in todo)
+    if left < total:
+        print(f"continuing {store.partial}: {total - left} of {total} groups are done", file=sys.stderr)
+    groups = (group for file in args.input for _, group in read_groups(file, args.max_responses))
+    work, model = parts(groups, todo), args.model.absolute()
+    load = partial(GPM.from_pretrained, model, **options)
+    if workers:
+        from openrlhf_gpm.scoring.ray_workers import score_on_ray
 
-            results = score_on_ray(workers, work, load, to_lines, model, checkpoint.adapter_base)
-        else:
-            gpm: Any = load(device=device) if todo else None
-            results = ((shard, list(to_lines(gpm, groups, shard.start))) for shard, groups in work)
-        with tqdm(total=total, initial=total - left, unit="group") as bar:
-            store.append(in_order(shards, done, waiting, results, bar.update), total)
+        results = score_on_ray(workers, work, load, to_lines, model, checkpoint.adapter_base)
+    else:
+        gpm: Any = load(device=device) if todo else None
+        results = ((shard, list(to_lines(gpm, groups, shard.start))) for shard, groups in work)
+    with tqdm(total=total, initial=total - left, unit="group") as bar:
+        store.append(in_order(shards, done, waiting, results, bar.update), total)
     waiting.clear()
     store.key_file.unlink()
     return total

@@ -3,7 +3,6 @@ process and a cluster make the same batches, and a run that goes on makes those 
 """
 
 import json
-import shutil
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice, pairwise
@@ -76,9 +75,12 @@ class Waiting:
         self._file(shard).unlink(missing_ok=True)
 
     def clear(self) -> None:
-        """Forget all, those of other cuts too."""
-        if self.folder.exists():
-            shutil.rmtree(self.folder)
+        """Forget all, those of other cuts and half-written ones too; what else is in the folder stays."""
+        for pattern in ("*-*.jsonl", ".*-*.jsonl.new-*"):
+            for file in self.folder.glob(pattern):
+                file.unlink()
+        if self.folder.is_dir() and not any(self.folder.iterdir()):
+            self.folder.rmdir()
 
     def _file(self, shard: Shard) -> Path:
         return self.folder / f"{shard.start}-{shard.stop}.jsonl"

@@ -122,6 +122,19 @@ def test_a_waiting_file_that_is_not_whole_is_scored_again(tmp_path, content):
     assert missing(SHARDS, 0, waiting) == SHARDS
 
 
+def test_only_what_we_wrote_is_cleared(tmp_path):
+    waiting = Waiting(tmp_path / "waiting")
+    waiting.clear()
+    waiting.put(SHARDS[1], lines_of(SHARDS[1]))
+    (waiting.folder / ".3-6.jsonl.new-7-0123abcd").write_text("half")  # of a run that was killed
+    (waiting.folder / "theirs.txt").write_text("mine")
+    waiting.clear()
+    assert [file.name for file in waiting.folder.iterdir()] == ["theirs.txt"]
+    (waiting.folder / "theirs.txt").unlink()
+    waiting.clear()
+    assert not waiting.folder.exists()
+
+
 def test_a_text_with_line_separators_waits_as_it_is(tmp_path):
     waiting, line = Waiting(tmp_path), json.dumps({"id": "a\u2028b\x85c"}, ensure_ascii=False)
     waiting.put(SHARDS[1], [line])
