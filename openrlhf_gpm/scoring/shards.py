@@ -96,19 +96,23 @@ def in_order(
     """The lines of all groups but the first `done`, in order.
 
     results: those shards that `missing` names, in any order; what comes before its turn is kept in `waiting`.
-    on_groups: called with the number of groups of each result as it comes.
+    on_groups: called with the number of groups of a result once its lines are kept: taken by the caller, or waiting.
     """
     for shard in shards:
         if shard.stop <= done:
             continue
-        while (lines := waiting.lines(shard)) is None:
-            which, lines = next(results)
-            on_groups(which.size - max(0, done - which.start))
+        lines, scored = waiting.lines(shard), 0
+        while lines is None:
+            which, found = next(results)
+            new = which.size - max(0, done - which.start)
             if which == shard:
-                break
-            waiting.put(which, lines)
+                lines, scored = found, new
+            else:
+                waiting.put(which, found)
+                on_groups(new)
         yield from islice(lines, max(0, done - shard.start), None)
         waiting.drop(shard)
+        on_groups(scored)
 
 
 def missing(shards: Iterable[Shard], done: int, waiting: Waiting) -> list[Shard]:
