@@ -79,6 +79,7 @@ def test_the_policy_is_aligned_and_saved(world: Path, address: str):
     assert {len(group["responses"]) for group in groups} == {8}
 
 
+@pytest.mark.recipes
 def test_three_prompts_train_the_policy_or_are_refused(world: Path, address: str):
     """They make one step, of 24 responses where --train.batch_size is 32, and its learning rate is 0 with warm-up."""
     rows = (world / "prompts.jsonl").read_text().splitlines(keepends=True)
