@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from folds import FOLDS, HERE, OUT, SEED, fold_of, hash_of
+from safetensors.torch import load_file, save_file
 from tables import SETTINGS, Row, summary
 from torch import Tensor
 from tqdm import tqdm
@@ -27,6 +28,7 @@ from transformers import AutoModel, AutoTokenizer
 from openrlhf_gpm.core import bt_scores, group_scores, preference_score
 from openrlhf_gpm.core.reward_loss import preference_loss
 from openrlhf_gpm.data import PreferenceGroup
+from openrlhf_gpm.data.grouping import short_hash
 from openrlhf_gpm.evaluation.dataset import Dataset, read_dataset
 from openrlhf_gpm.evaluation.run import evaluate
 from openrlhf_gpm.files import temporary
@@ -85,9 +87,12 @@ def _row(label: str, data: Dataset, states: dict[str, Tensor], dim: int, prompts
 
 
 def _states(datasets: dict[str, Dataset]) -> dict[str, dict[str, Tensor]]:
-    """Kind -> key of a text -> its state (hidden size), read from OUT/probe.pt where it was computed before."""
-    file = OUT / "probe.pt"
-    states: dict[str, dict[str, Tensor]] = torch.load(file) if file.exists() else {kind: {} for kind in KINDS}
+    """Kind -> key of a text -> its state (hidden size), as OUT/probe.safetensors has it from before."""
+    file = OUT / "probe.safetensors"
+    states: dict[str, dict[str, Tensor]] = {kind: {} for kind in KINDS}
+    for name, state in (load_file(file) if file.exists() else {}).items():
+        kind, _, key = name.partition("/")
+        states[kind][key] = state
     groups = [group for data in datasets.values() for group in data.groups]
     missing = {_key(group, i): (group, i) for group in groups for i in range(len(group.responses))}
     missing = {key: place for key, place in missing.items() if key not in states[next(iter(KINDS))]}
@@ -103,15 +108,15 @@ def _states(datasets: dict[str, Dataset]) -> dict[str, dict[str, Tensor]]:
             layers = model(torch.tensor([sample.input_ids]), output_hidden_states=True).hidden_states
         for kind, height in KINDS.items():
             found = layers[int(height * (len(layers) - 1))][0]
-            states[kind][key] = found[-1] if height == 1.0 else found[sample.prompt_len :].mean(0)
+            states[kind][key] = (found[-1] if height == 1.0 else found[sample.prompt_len :].mean(0)).clone()
         if number % 200 == 0 or number == len(missing):
             with temporary(file) as new:
-                torch.save(states, new)
+                save_file({f"{kind}/{key}": state for kind, of in states.items() for key, state in of.items()}, new)
     return states
 
 
 def _key(group: PreferenceGroup, index: int) -> str:
-    return f"{group.prompt!r}\0{group.responses[index]}"
+    return f"{short_hash(repr((group.prompt, group.responses[index]))):016x}"
 
 
 @dataclass

@@ -14,12 +14,13 @@ SECONDS = 30.0
 """How long a run that has just ended may hold memory."""
 
 
-def wait_for_room(gpus: int, share: float) -> str:
+def wait_for_room(gpus: int, share: float, seconds: float = SECONDS) -> str:
     """What to warn of when fewer than `gpus` GPUs of this node have `share` of their memory free; "" once they have.
 
-    share: in [0, 1]; vLLM wants so much free on its GPU when it starts. Without nvidia-smi nothing is asked.
+    share: in [0, 1]; vLLM wants so much free on its GPU when it starts. seconds: how long to wait for it. Without
+    nvidia-smi nothing is asked.
     """
-    end = time.monotonic() + SECONDS
+    end = time.monotonic() + seconds
     while True:
         try:
             done = subprocess.run(ASK, capture_output=True, text=True, check=True)

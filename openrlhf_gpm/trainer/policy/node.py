@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from openrlhf_gpm.files import one_line
-from openrlhf_gpm.trainer.policy.gpu_memory import wait_for_room
+from openrlhf_gpm.trainer.policy.gpu_memory import SECONDS, wait_for_room
 
 PACKAGES = ("openrlhf-gpm", "openrlhf", "vllm", "torch", "transformers", "ray")
 SHARED = "put it on storage that all nodes share, under the same path"
@@ -44,6 +44,9 @@ class Question:
     gpu_memory: float = 0.0
     """The share of a GPU's memory that vLLM wants free; 0 where no GPU is used."""
 
+    gpu_seconds: float = SECONDS
+    """How long to wait for it."""
+
 
 def answer(question: Question) -> dict[str, dict[str, str]]:
     """{"versions": package -> version, "models": flag -> its files and sizes, "problems": what -> one line}.
@@ -63,7 +66,7 @@ def answer(question: Question) -> dict[str, dict[str, str]]:
         problems[flag] = _shared_problem(flag, Path(folder), question.probe)
     problems = {what: line for what, line in problems.items() if line}
     ask = question.gpu_memory > 0 and not problems
-    room = wait_for_room(question.gpus, question.gpu_memory) if ask else ""
+    room = wait_for_room(question.gpus, question.gpu_memory, question.gpu_seconds) if ask else ""
     return {"versions": versions(), "models": models, "problems": problems, "warnings": {"GPUs": room} if room else {}}
 
 

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from openrlhf_gpm.trainer.policy import gpu_memory
 from openrlhf_gpm.trainer.policy.gpu_memory import wait_for_room
 from openrlhf_gpm.trainer.policy.node import Question, answer
 
@@ -38,10 +37,9 @@ def test_a_run_waits_until_the_engines_before_it_have_gone(nvidia_smi):
     assert count.read_text().strip() == "2"
 
 
-def test_memory_that_stays_held_is_named_with_its_gpu(nvidia_smi, monkeypatch):
-    monkeypatch.setattr(gpu_memory, "SECONDS", 0.0)
+def test_memory_that_stays_held_is_named_with_its_gpu(nvidia_smi):
     nvidia_smi([FREE, HELD])
-    warning = wait_for_room(2, 0.5)
+    warning = wait_for_room(2, 0.5, seconds=0)
     assert warning.startswith(
         "has 2 GPUs free by Ray's count, but GPU 1 has 2,000 of 81,559 MiB free, and vLLM wants 50%"
     )
@@ -67,11 +65,10 @@ def test_without_the_program_nothing_is_asked(tmp_path, monkeypatch):
     assert wait_for_room(8, 0.9) == ""
 
 
-def test_a_node_warns_of_its_gpus_and_does_not_wait_where_the_run_is_refused_anyway(nvidia_smi, monkeypatch):
-    monkeypatch.setattr(gpu_memory, "SECONDS", 0.0)
+def test_a_node_warns_of_its_gpus_and_does_not_wait_where_the_run_is_refused_anyway(nvidia_smi):
     nvidia_smi([HELD])
-    found = answer(Question(gpus=1, gpu_memory=0.5))
+    found = answer(Question(gpus=1, gpu_memory=0.5, gpu_seconds=0))
     assert found["problems"] == {}
     assert "GPU 0 has 2,000 of 81,559 MiB free" in found["warnings"]["GPUs"]
-    refused = answer(Question(gpus=1, gpu_memory=0.5, files={"--data.prompt_dataset": ["/not/there"]}))
+    refused = answer(Question(gpus=1, gpu_memory=0.5, gpu_seconds=0, files={"--data.prompt_dataset": ["/not/there"]}))
     assert refused["warnings"] == {}
