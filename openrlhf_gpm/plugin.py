@@ -67,13 +67,19 @@ class GPMPlugin(Plugin):
             from openrlhf_gpm.trainer.policy.placement_watch import PlacementWatch
             from openrlhf_gpm.trainer.policy.prompts import check_prompts
             from openrlhf_gpm.trainer.policy.run_state import own_folders
-            from openrlhf_gpm.trainer.policy.supervisor import say_how_to_go_on
 
             own_folders(args)
             check_cluster(args)
             check_prompts(args)
             PlacementWatch().start()
-            say_how_to_go_on(args.ckpt.path)
+
+    def started(self, args: SimpleNamespace, trainer: Any, groups: dict[str, Any], engines: list[Any] | None) -> None:
+        """Watch the run's actors until it ends."""
+        if _scores_groups(args):
+            from openrlhf_gpm.trainer.policy.supervisor import actors_of, current_step, supervise
+
+            actors = actors_of(trainer, groups, engines)
+            supervise(actors, partial(current_step, actors["the trainer"]), args.ckpt.path)
 
     def component(self, name: str, args: SimpleNamespace) -> Any:
         """The class or function that takes the place of OpenRLHF's, or None to leave that."""

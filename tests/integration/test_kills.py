@@ -219,7 +219,7 @@ def test_the_end_is_that_of_the_undisturbed_run_bit_for_bit(whole, deaths, passe
         ("rank inside the first save", r"policy rank \d died.* --ckpt\.load_enable goes on"),
         ("reward actor between two saves", r"reward rank 0 died.* --ckpt\.load_enable goes on"),
         ("node inside a later save", r"rank \d died.* --ckpt\.load_enable goes on"),
-        ("ranks inside the final save", r"actor died.*PolicyActor.* --ckpt\.load_enable goes on"),
+        ("ranks inside the final save", r"policy rank \d died.* --ckpt\.load_enable goes on"),
     ],
 )
 def test_a_death_ends_the_run_soon_and_says_who_and_how_to_go_on(deaths, death, who):

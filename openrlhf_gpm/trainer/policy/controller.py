@@ -11,16 +11,11 @@ from openrlhf.trainer.ppo_utils.experience import Experience
 from openrlhf.utils.logging_utils import init_logger
 
 from openrlhf_gpm import objectives
-from openrlhf_gpm.trainer.policy.supervisor import actors_of, supervised
 
 logger = init_logger(__name__)
 
-GROUPS = ("policy", "critic", "reward", "reference")
-"""Names of the groups of actors, in the order in which upstream gives them to a controller."""
-
 ASKING = "asking"
 """The concurrency group of questions that are answered while an actor is busy."""
-SECONDS_TO_AN_ANSWER = 5
 
 LOADER_ENDED = "_iterator_finished"
 """In the state of torchdata's StatefulDataLoader: whether it has given all its rows."""
@@ -64,16 +59,17 @@ class _GroupStatistics(BasePPOTrainer):
 class BaseGroupPPOTrainer(_GroupStatistics, SyncPPOTrainer):
     """Upstream's synchronous trainer with the statistics of groups in its log."""
 
+    def own_actors(self) -> dict[str, Any]:
+        """The actors that this one has made, by name: none."""
+        return {}
+
     def get_max_steps(self) -> int:
         """Optimizer steps, as `check_prompts` counted them."""
         return int(self.args.gpm.optimizer_steps)
 
     def fit(self, global_step: int = 0) -> None:
-        """Upstream's; ends with one line, within seconds, when an actor of the run dies."""
-        groups = (self.actor_model_group, self.critic_model_group, self.reward_model_group, self.reference_model_group)
-        actors = actors_of(dict(zip(GROUPS, groups, strict=True)), self.vllm_engines)
-        with supervised(actors, self.current_step, self.args.ckpt.path):
-            super().fit(global_step)
+        """Upstream's; a policy that circles is said at the end."""
+        super().fit(global_step)
         if warning := circling(
             objectives.from_args(self.args), objectives.frozen_policies(self.args), self.cyclic_shares
         ):
@@ -107,21 +103,14 @@ class BaseGroupPPOTrainerAsync(AsyncPPOTrainer):
     def __init__(self, pretrain: str, strategy: Any, *groups: Any, **options: Any) -> None:
         super().__init__(pretrain, strategy, *groups, **options)
         self.args = strategy.args
-        *models, engines = groups
-        self.actors = actors_of(dict(zip(GROUPS, models, strict=True)), engines)
-        self.actors |= {"the generator of rollouts": self.generator_actor, "the trainer": self.trainer_actor}
+
+    def own_actors(self) -> dict[str, Any]:
+        """The actors that this one has made, by name."""
+        return {"the generator of rollouts": self.generator_actor, "the trainer": self.trainer_actor}
 
     def get_max_steps(self) -> int:
         """Optimizer steps, as `check_prompts` counted them."""
         return int(self.args.gpm.optimizer_steps)
-
-    def fit(self) -> None:
-        """Upstream's; ends with one line, within seconds, when an actor of the run dies."""
-        with supervised(self.actors, self._current_step, self.args.ckpt.path):
-            super().fit()
-
-    def _current_step(self) -> int:
-        return int(ray.get(self.trainer_actor.current_step.remote(), timeout=SECONDS_TO_AN_ANSWER))
 
 
 GroupPPOTrainerAsync = ray.remote(BaseGroupPPOTrainerAsync)

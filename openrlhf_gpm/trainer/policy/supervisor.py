@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
@@ -24,17 +24,38 @@ SECONDS_TO_A_REASON = 10
 SECONDS_TO_A_DEATH = 2 * INTERVAL
 """How long any other failed call waits for the death that may have caused it."""
 
+SECONDS_TO_AN_ANSWER = 5
+"""How long an actor may take to say which step it is at."""
+
+
+def supervise(actors: dict[str, Any], step: Callable[[], int], checkpoints: str) -> None:
+    """In the driver: from now on, a death among the actors, by name, ends the run within seconds.
+
+    One line, and again behind the traceback, says who died, at which step, and where `checkpoints` are to go on from.
+    """
+    supervisor = Supervisor(actors, step, checkpoints)
+    supervisor.start()
+    atexit.register(supervisor.finished.set)  # before Ray's own, which ends the actors
+    before = sys.excepthook
+
+    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        before(kind, error, trace)
+        if isinstance(error, RayActorError | RayTaskError) and (death := supervisor.death_behind(error)):
+            logger.error(death)
+
+    sys.excepthook = hook
+
 
 class Supervisor(threading.Thread):
     """Watches Ray actors; when one dies it keeps the reason in `death` and kills the others.
 
     Each actor always has one task of no work in its queue. While the actor is busy the task waits; when the actor dies
-    Ray fails it at once. Killing the others ends whatever call the controller waits for. `step` is asked before that.
+    Ray fails it at once. Killing the others ends whatever call the driver waits for. `step` is asked before that.
     """
 
-    def __init__(self, actors: dict[str, Any], step: Callable[[], object]) -> None:
+    def __init__(self, actors: dict[str, Any], step: Callable[[], int], checkpoints: str) -> None:
         super().__init__(daemon=True, name="supervisor")
-        self.actors, self.step = actors, step
+        self.actors, self.step, self.checkpoints = actors, step, checkpoints
         self.death: str | None = None
         self.finished = threading.Event()
 
@@ -55,66 +76,44 @@ class Supervisor(threading.Thread):
     def _end(self, name: str, error: RayActorError) -> None:
         try:
             step = self.step()
+            when = f"step {step}" if step else "before step 1"
         except RayError:  # the actor that knows it is the one that died
-            step = "unknown"
-        self.death = f"step {step}: {name} died: {in_one_line(error)}"
+            when = "step unknown"
+        reason = " ".join(str(error).split())[:300].rstrip(".")  # the class, the process and the node come first
+        self.death = (
+            f"{when}: {name} died: {reason}; checkpoints are in {self.checkpoints}, --ckpt.load_enable goes on from "
+            "the last"
+        )
         logger.error(self.death)
         for other in self.actors.values():
             ray.kill(other)
 
-
-@contextmanager
-def supervised(actors: dict[str, Any], step: Callable[[], object], checkpoints: str) -> Iterator[None]:
-    """Watch the actors, by name, during a block; a death among them ends it, within seconds, with a RuntimeError.
-
-    Its one line says who died, at which step, and where `checkpoints` are to go on from.
-    """
-    supervisor = Supervisor(actors, step)
-    supervisor.start()
-    try:
-        yield
-    except (RayActorError, RayTaskError) as error:
+    def death_behind(self, error: RayActorError | RayTaskError) -> str | None:
+        """The death that made a call fail, once it is known. None: there was none; an error has its own traceback."""
         died = isinstance(error, RayActorError) or isinstance(error.cause, RayActorError)
         # Ranks whose peer died fail in their collective, often before Ray knows of the death.
-        supervisor.join(SECONDS_TO_A_REASON if died else SECONDS_TO_A_DEATH)
-        if not died and supervisor.death is None:
-            raise
-        raise RuntimeError(
-            f"{supervisor.death or error}; checkpoints are in {checkpoints}, --ckpt.load_enable goes on from the last"
-        ) from None
-    finally:
-        supervisor.finished.set()
+        self.join(SECONDS_TO_A_REASON if died else SECONDS_TO_A_DEATH)
+        return self.death
 
 
-def in_one_line(error: RayActorError) -> str:
-    """What Ray says of a death, of which the class, the process and the node come first."""
-    return " ".join(str(error).split())[:300].rstrip(".")
+def actors_of(trainer: Any, groups: dict[str, Any], engines: list[Any] | None) -> dict[str, Any]:
+    """Ray actors by name: the ranks of each model's group that there is, vLLM's engines, and the controller's.
 
-
-def say_how_to_go_on(checkpoints: str) -> None:
-    """In the driver: after an actor's death in the final save, when no `Supervisor` looks, one line ends the output.
-
-    checkpoints: the folder that holds them. An actor that could not be made has its own traceback, and no checkpoint.
+    Of an asynchronous run the controller has made two more actors, one of which is "the trainer".
     """
-    before = sys.excepthook
-
-    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        before(kind, error, trace)
-        if isinstance(error, RayActorError) and not error.actor_init_failed:
-            logger.error(
-                f"an actor died: {in_one_line(error)}; checkpoints are in {checkpoints}, --ckpt.load_enable goes on "
-                "from the last"
-            )
-
-    sys.excepthook = hook
-
-
-def actors_of(groups: dict[str, Any], engines: list[Any] | None) -> dict[str, Any]:
-    """Ray actors by name: the ranks of each model's group that there is, and vLLM's engines."""
     ranks = {
         f"{name} rank {rank}": handle
         for name, group in groups.items()
         if group is not None
         for rank, handle in enumerate(group._actor_handlers)
     }
-    return ranks | {f"vLLM engine {i}": engine for i, engine in enumerate(engines or [])}
+    made = ray.get(trainer.own_actors.remote())
+    controller = "the controller" if made else "the trainer"
+    return (
+        ranks | {f"vLLM engine {i}": engine for i, engine in enumerate(engines or [])} | made | {controller: trainer}
+    )
+
+
+def current_step(trainer: Any) -> int:
+    """The step that is being trained, from 1; 0 before the first. Raises RayError where the trainer does not say."""
+    return int(ray.get(trainer.current_step.remote(), timeout=SECONDS_TO_AN_ANSWER))
