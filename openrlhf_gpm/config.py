@@ -18,10 +18,12 @@ Message = dict[str, Any]
 Prompt = str | list[Message]
 """A text, or the messages up to the response."""
 
+POOLS = ("last", "mean")
 GATES = ("none", "softmax", "softmax_scaled", "softplus")
 CHOICES = {
     "head": ("embedding", "reward", "pairwise"),
     "gate": GATES,
+    "pool": POOLS,
     "bos": ("one", "tokenizer"),
     "eos": ("append", "replace"),
     "layout": ("gpm", "classifier"),
@@ -47,6 +49,10 @@ class GPMConfig:
     gate: str = "softmax_scaled"
     """Scales of the planes, from the last prompt token's logits z (k,): "none" (all 1), "softmax" (z; the authors'
     released checkpoints), "softmax_scaled" (k * softmax(z / sqrt(hidden size))) or "softplus" (z)."""
+
+    pool: str = "last"
+    """Which of the trunk's states the head reads: "last" (of the sample's last token, as in the paper), or "mean" (the
+    mean over the response's tokens, EOS included)."""
 
     normalize: bool = True
     """Embeddings have length 1 (before the gate)."""
@@ -106,6 +112,8 @@ class GPMConfig:
                 f"--gpm.head {self.head} gives one number per response: it needs --gpm.dim 2, --gpm.gate none and "
                 "--gpm.no_normalize"
             )
+        if self.pool == "mean" and self.layout == "classifier":
+            raise ValueError("--gpm.pool mean needs layout gpm: a plain classifier reads the last token only")
         if self.max_len is not None and (not _is_int(self.max_len) or self.max_len < 3):
             raise ValueError(f"--data.max_len must be a number of tokens >= 3, got {self.max_len!r}")
         check_input_template(self.input_template)

@@ -41,6 +41,8 @@ def test_a_round_trip_through_a_dict_changes_nothing():
         ({"bos": "two"}, "--gpm.bos must be one of one, tokenizer; got 'two'"),
         ({"eos": True}, "--gpm.eos must be one of append, replace; got True"),
         ({"layout": ["gpm"]}, "--gpm.layout must be one of gpm, classifier; got"),
+        ({"pool": "max"}, "--gpm.pool must be one of last, mean; got 'max'"),
+        ({"pool": "mean", "layout": "classifier"}, "--gpm.pool mean needs layout gpm"),
         ({"max_len": 2}, "--data.max_len"),
         ({"input_template": "Q: "}, "--data.input_template"),
         ({"input_template": "{} {}"}, "--data.input_template"),

@@ -202,6 +202,11 @@ def _check_gpm(draft: Draft) -> None:
 
 def _to_classifier(draft: Draft) -> None:
     gpm, plan = draft.gpm, draft.plan
+    if gpm.pool != "last":
+        raise ValueError(
+            f"{draft.source} reads the mean over a response's tokens (gpm.pool), a plain classifier the last token: "
+            "keep the gpm layout"
+        )
     record: dict[str, Any] = {}
     if gpm.gated:
         _check_same_dtype(draft)

@@ -16,7 +16,7 @@ from transformers import initialization as init
 
 from openrlhf_gpm.config import GATES, GPMConfig
 from openrlhf_gpm.core import embed_rewards
-from openrlhf_gpm.models.inputs import forest_inputs, packed_inputs, padded_inputs
+from openrlhf_gpm.models.inputs import TrunkInputs, forest_inputs, packed_inputs, padded_inputs
 from openrlhf_gpm.models.transformers4 import write_old_names
 from openrlhf_gpm.models.trunks import trunk_class, use_forest_attention
 from openrlhf_gpm.samples.forest import Forest
@@ -67,6 +67,16 @@ def finish_embedding(out: Tensor, config: GPMConfig) -> Tensor:
     if config.scalar_head:
         return embed_rewards(out.squeeze(-1))
     return F.normalize(out, dim=-1) if config.normalize else out
+
+
+def pool(hidden: Tensor, batch: TrunkInputs, kind: str) -> Tensor:
+    """One state per sample, which the head reads: of its last token, or the mean over its response (`GPMConfig.pool`).
+
+    hidden: (N, H) -> (B, H), fp32 for the mean. The head is linear, so the mean of the states is that of its outputs.
+    """
+    if kind == "last":
+        return hidden[batch.last_at]
+    return torch.segment_reduce(hidden[batch.response_at].float(), "mean", lengths=batch.response_lens)
 
 
 class Temperature(nn.Module):
@@ -137,7 +147,7 @@ class _GPMMixin:
             input_ids: (B, T) token ids, padded left or right.
             attention_mask: (B, T), 1 on tokens, 0 on padding. Default: no padding.
             prompt_lens: (B,) tokens of each sample's prompt, 1 <= prompt_lens <= length; the gate reads the last of
-                them. Required if there is a gate.
+                them, and `pool` "mean" the tokens behind them, of which there is at least one. Required for either.
             forest: makes input_ids (1, N), one row of groups whose samples share their prompt: see `collate_forest`.
             lm_from, lm_to: (M,) columns of the flattened input_ids, and the token that follows each: adds
                 `outputs.lm_loss`, the mean cross-entropy of these tokens in nats.
@@ -167,7 +177,7 @@ class _GPMMixin:
 
         outputs = trunk(**batch.inputs, use_cache=False)
         hidden = outputs.last_hidden_state.flatten(0, 1)  # (N, H); the head sees only the positions that it needs
-        v = finish_embedding(self.score(hidden[batch.last_at]), self.gpm_config)
+        v = finish_embedding(self.score(pool(hidden, batch, self.gpm_config.pool)), self.gpm_config)
         if self.gpm_config.gated:
             gate = scale_gate(self.gate(hidden[batch.gate_at]), self.gpm_config.gate, self.hidden_size)
         else:
@@ -181,20 +191,23 @@ class _GPMMixin:
         return (v, gate, outputs) if return_output else (v, gate)
 
     def _check_lengths(self, lengths: Tensor, prompt_lens: Tensor | None) -> Tensor:
-        """(B,) lengths of samples and prompts -> those of the prompts, checked, on the device; any without a gate."""
+        """(B,) lengths of samples and prompts -> those of the prompts, checked, on the device; any if none is read."""
         if (lengths == 0).any():
             raise ValueError(f"sample {int((lengths == 0).nonzero()[0])} of the batch has no tokens")
-        if not self.gpm_config.gated:
+        mean = self.gpm_config.pool == "mean"
+        if not self.gpm_config.gated and not mean:
             return lengths
         if prompt_lens is None:
-            raise ValueError("this GPM has a gate, which reads the prompt: pass prompt_lens, the prompt's token count")
+            reader = "a mean over the response, which begins behind" if mean else "a gate, which reads"
+            raise ValueError(f"this GPM has {reader} the prompt: pass prompt_lens, the prompt's token count")
         if prompt_lens.shape != lengths.shape:
             raise ValueError(f"prompt_lens must be of shape ({len(lengths)},), got {tuple(prompt_lens.shape)}")
         prompt_lens = prompt_lens.to(lengths.device)
-        wrong = (prompt_lens < 1) | (prompt_lens > lengths)
+        longest = lengths - int(mean)
+        wrong = (prompt_lens < 1) | (prompt_lens > longest)
         if wrong.any():
             i = int(wrong.nonzero()[0])
-            raise ValueError(f"prompt_lens[{i}] is {int(prompt_lens[i])}, outside 1..{int(lengths[i])}, the sample")
+            raise ValueError(f"prompt_lens[{i}] is {int(prompt_lens[i])}, outside 1..{int(longest[i])}, the sample")
         return prompt_lens
 
 

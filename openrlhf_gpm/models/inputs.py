@@ -23,6 +23,12 @@ class TrunkInputs:
     last_at: Tensor
     """(B,) index of each sample's last token."""
 
+    response_at: Tensor
+    """(R,) indices of the responses' tokens, EOS included, sample after sample."""
+
+    response_lens: Tensor
+    """(B,) how many of them are each sample's."""
+
     gate_at: Tensor
     """(B,) index of each prompt's last token, which the gate reads; in a forest (G,), one per group."""
 
@@ -34,13 +40,13 @@ def padded_inputs(input_ids: Tensor, attention_mask: Tensor, prompt_lens: Tensor
     """One sample per row, padded left or right: (B, T), (B, T), (B,)."""
     columns = input_ids.shape[1]
     row = torch.arange(len(input_ids), device=input_ids.device) * columns
+    position_ids = (attention_mask.cumsum(-1) - 1).clamp_min(0)
+    in_response = (position_ids >= prompt_lens[:, None]) & attention_mask.bool()
     return TrunkInputs(
-        {
-            "input_ids": input_ids,
-            "attention_mask": attention_mask,
-            "position_ids": (attention_mask.cumsum(-1) - 1).clamp_min(0),
-        },
+        {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids},
         last_at=row + columns - 1 - attention_mask.flip(1).argmax(1),
+        response_at=in_response.flatten().nonzero().squeeze(-1),
+        response_lens=in_response.sum(1),
         gate_at=row + attention_mask.argmax(1) + prompt_lens - 1,
     )
 
@@ -52,10 +58,13 @@ def packed_inputs(input_ids: Tensor, attention_mask: Tensor, prompt_lens: Tensor
     starts = ends - lengths
     ids = input_ids[attention_mask.bool()]
     position_ids = torch.arange(len(ids), device=ids.device) - starts.repeat_interleave(lengths)
+    in_response = position_ids >= prompt_lens.repeat_interleave(lengths)
     return TrunkInputs(
         # No mask: attention kernels find the sample borders where position_ids restart, and only without a cache.
         {"input_ids": ids[None], "attention_mask": None, "position_ids": position_ids[None]},
         last_at=ends - 1,
+        response_at=in_response.nonzero().squeeze(-1),
+        response_lens=lengths - prompt_lens,
         gate_at=starts + prompt_lens - 1,
         index=attention_mask.flatten().cumsum(0) - 1,
     )
@@ -68,5 +77,7 @@ def forest_inputs(input_ids: Tensor, forest: Forest) -> TrunkInputs:
     return TrunkInputs(
         {"input_ids": input_ids, "attention_mask": mask, "position_ids": forest.position_ids, "forest": forest},
         last_at=forest.last_at,
+        response_at=forest.response_at,
+        response_lens=forest.response_lens,
         gate_at=forest.gate_at,
     )

@@ -103,6 +103,12 @@ class Forest:
     last_at: Tensor
     """(B,) places of the samples' last tokens."""
 
+    response_at: Tensor
+    """(R,) places of the responses' tokens, sample after sample; tokens that responses share come once for each."""
+
+    response_lens: Tensor
+    """(B,) how many of them are each sample's."""
+
     gate_at: Tensor
     """(G,) places of the prompts' last tokens, each in the group's `gate_sample`."""
 
@@ -176,6 +182,8 @@ def collate_forest(groups: Sequence[Sequence[Encoded]]) -> dict[str, Any]:
         keys=keys,
         back=back,
         last_at=torch.stack([sample[-1] for sample in samples]),
+        response_at=torch.cat([sample[e.prompt_len :] for sample, e in zip(samples, encoded, strict=True)]),
+        response_lens=torch.tensor([len(e.input_ids) - e.prompt_len for e in encoded]),
         gate_at=torch.stack([samples[i][encoded[i].prompt_len - 1] for i in readers]),
     )
     return {"input_ids": input_ids[None], "forest": forest}

@@ -54,6 +54,11 @@ def read_rows(rows: Tensor, texts: Texts, groups: int, config: GPMConfig, hidden
 
 def check_layout(checkpoint: Checkpoint, backend: str) -> None:
     """Raise ValueError unless the checkpoint is a classifier."""
+    if checkpoint.gpm.pool != "last":
+        raise ValueError(
+            f"--backend {backend}: {checkpoint.path} reads the mean over a response's tokens (gpm.pool), vLLM the "
+            "last token: use --backend torch"
+        )
     if checkpoint.gpm.layout != "classifier":
         raise ValueError(
             f"--backend {backend}: {checkpoint.path} is a GPM in its own layout: use `openrlhf-gpm convert --from gpm "

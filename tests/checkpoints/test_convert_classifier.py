@@ -9,10 +9,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from openrlhf_gpm.checkpoints.checkpoint import load_gpm, save_gpm
+from openrlhf_gpm.checkpoints.checkpoint import load_gpm, open_checkpoint, save_gpm
 from openrlhf_gpm.checkpoints.convert import convert
 from openrlhf_gpm.config import GPMConfig
 from openrlhf_gpm.models.gpm import scale_gate
+from openrlhf_gpm.scoring.classifier import check_layout
 from openrlhf_gpm.scoring.scorer import GPM
 
 PROMPT, RESPONSES = "Name a prime.", ["Seven.", "Nine is not a prime.", "Paris, I am fine."]
@@ -259,6 +260,15 @@ def test_the_other_of_our_layouts_is_recognised(gpm_checkpoint, classifier, tmp_
     refused(classifier, tmp_path / "new", "is a GPM already .*use --from classifier", "authors")
     with pytest.raises(ValueError, match="layout of a plain classifier"):
         load_gpm(classifier)
+
+
+def test_a_plain_classifier_cannot_read_a_mean(new_gpm, chat_tokenizer, tmp_path):
+    mean = make(new_gpm(pool="mean"), chat_tokenizer, tmp_path / "gpm")
+    refused(
+        mean, tmp_path / "new", "reads the mean over a response's tokens .*keep the gpm layout", "gpm", "classifier"
+    )
+    with pytest.raises(ValueError, match=r"--backend url: .* reads the mean .*use --backend torch"):
+        check_layout(open_checkpoint(mean), "url")
 
 
 def edit_config(path, **changes):

@@ -319,12 +319,13 @@ def test_train_rm_refuses_before_the_data_are_read(base, capsys, flags, reason):
     assert reason in capsys.readouterr().err
 
 
-def test_the_flag_for_reasoning_is_stored():
+@pytest.mark.parametrize(("name", "value"), [("reasoning", "strip"), ("pool", "mean")])
+def test_the_flags_for_what_is_read_are_stored(name, value):
     from openrlhf_gpm.trainer.reward.flags import config_from_flags
 
     common = ["--reward_model_type", "gpm", "--model.model_name_or_path", "hub/name", "--data.dataset", "any"]
-    args = train_rm.parse_args([*common, "--gpm.reasoning", "strip"])
-    assert config_from_flags(args).to_dict()["reasoning"] == "strip"
+    args = train_rm.parse_args([*common, f"--gpm.{name}", value])
+    assert config_from_flags(args).to_dict()[name] == value
 
 
 def test_a_model_whose_embeddings_collapsed_says_so(new_gpm, chat_tokenizer, tmp_path, caplog):

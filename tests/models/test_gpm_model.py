@@ -76,6 +76,26 @@ def test_the_embedding_is_the_head_on_the_last_token_and_the_gate_on_the_last_pr
     torch.testing.assert_close(gate[0], 3 * z.exp() / z.exp().sum())
 
 
+@pytest.mark.parametrize("trunk", TRUNKS)
+def test_the_head_may_read_the_mean_over_the_response(new_gpm, trunk):
+    """The explicit formula, from the hidden states of one sample without padding."""
+    model = new_gpm(trunk, pool="mean", normalize=False)
+    row = samples()[1][None]
+    v, _, outputs = model(row, None, torch.tensor([7]), return_output=True)
+    hidden = outputs.last_hidden_state[0]
+    torch.testing.assert_close(v[0], model.score.weight @ (sum(hidden[7:]) / 5))
+    assert (v[0] - model.score.weight @ hidden[-1]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("packing", [False, True], ids=["padded", "packed"])
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_the_mean_over_the_response_is_the_same_under_any_padding_and_packing(new_gpm, packing, side):
+    rows, prompt_lens = samples(), torch.tensor([3, 7, 1, 8])
+    v, _ = one_by_one(new_gpm(pool="mean"), rows, prompt_lens)
+    got, _ = new_gpm(pool="mean", packing_samples=packing)(*padded(rows, side), prompt_lens)
+    torch.testing.assert_close(got, v, atol=1e-5, rtol=0)
+
+
 def test_the_gate_does_not_see_the_response(new_gpm):
     model = new_gpm()
     row = samples()[1]
@@ -225,6 +245,15 @@ def test_wrong_lengths_are_named_by_sample(new_gpm):
         model(*batch, torch.tensor([0, 7, 1, 9]))
     with pytest.raises(ValueError, match="sample 1 of the batch has no tokens"):
         model(batch[0], batch[1] * torch.tensor([[1], [0], [1], [1]]), PROMPTS)
+
+
+def test_a_mean_needs_a_response_in_every_sample(new_gpm):
+    model = new_gpm(pool="mean", gate="none")
+    batch = padded(samples(), "left")
+    with pytest.raises(ValueError, match=r"a mean over the response, .*: pass prompt_lens"):
+        model(*batch)
+    with pytest.raises(ValueError, match=r"prompt_lens\[3\] is 9, outside 1..8"):
+        model(*batch, PROMPTS)
 
 
 def test_context_parallelism_is_refused(new_gpm):

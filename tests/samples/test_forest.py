@@ -27,6 +27,7 @@ def test_padded_and_packed_inputs_by_hand():
     inputs = padded_inputs(*batch)
     assert inputs.inputs["position_ids"].tolist() == [[0, 0, 0], [0, 1, 1]]
     assert inputs.last_at.tolist() == [2, 4]
+    assert (inputs.response_at.tolist(), inputs.response_lens.tolist()) == ([], [0, 0])
     assert inputs.gate_at.tolist() == [2, 4]
     inputs = packed_inputs(*batch)
     assert inputs.inputs["input_ids"].tolist() == [[7, 5, 6]]
@@ -34,6 +35,9 @@ def test_padded_and_packed_inputs_by_hand():
     assert inputs.last_at.tolist() == [0, 2]
     assert inputs.gate_at.tolist() == [0, 2]
     assert inputs.index[[2, 3, 4]].tolist() == [0, 1, 2]
+    of_two = batch[0], batch[1], torch.tensor([0, 1])  # responses of one token each
+    for inputs, at in ((padded_inputs(*of_two), [2, 4]), (packed_inputs(*of_two), [0, 2])):
+        assert (inputs.response_at.tolist(), inputs.response_lens.tolist()) == (at, [1, 1])
 
 
 def test_the_shared_prefix_by_hand():
@@ -66,6 +70,7 @@ def test_a_forest_of_two_groups_by_hand():
     assert forest.position_ids.tolist() == [[0, 1, 0, 2, 3, 2, 3, 4, 1]]
     assert forest.last_at.tolist() == [4, 7, 8]
     assert forest.gate_at.tolist() == [1, 2]
+    assert (forest.response_at.tolist(), forest.response_lens.tolist()) == ([3, 4, 5, 6, 7, 8], [2, 3, 1])
     prefixes, branches = forest.parts
     assert (prefixes.rows, prefixes.width, prefixes.seen, prefixes.prefix_lens) == (2, 2, 2, None)
     assert (branches.rows, branches.width, branches.seen) == (3, 3, 5)
@@ -105,6 +110,12 @@ def test_the_gate_is_read_where_the_prompt_ends_even_inside_a_branch():
     """The second sample keeps the prompt's last token, which merged into the first one's response."""
     batch = collate_forest([[Encoded([1, 2, 8, 9], 2), Encoded([1, 2, 3, 5, 9], 3)]])
     assert batch["input_ids"][0, batch["forest"].gate_at].tolist() == [3]
+
+
+def test_tokens_that_responses_begin_with_count_for_each_response():
+    forest = collate_forest([group([1, 2], [5, 6, 9], [5, 7, 9])])["forest"]
+    assert forest.shared == 3
+    assert forest.response_at.tolist() == [2, 3, 4, 2, 5, 6]
 
 
 def test_branches_of_different_length_are_parts_of_their_own():
@@ -203,7 +214,7 @@ SHAPES = {
     "equal responses": [group([30, 31], [60, 61], [60, 61], [60, 61])],
     "nothing shared": [group([], [30, 31], [40, 41, 42], prompt_lens=[1, 2])],
     "one group shares nothing, the other a prompt": [
-        group([], [30], [40, 41], prompt_lens=[1, 1]),
+        group([], [30, 35], [40, 41], prompt_lens=[1, 1]),
         group([30, 31], [60], [61]),
     ],
     "responses of very different lengths": [group([30, 31], [60] * 200, [61], [62, 63], [64] * 40)],
@@ -232,8 +243,10 @@ def test_forests_give_what_full_encoding_gives(new_gpm, trunk, shape):
     assert_same(new_gpm(trunk), SHAPES[shape])
 
 
-@pytest.mark.parametrize("settings", [{"gate": "none"}, {"normalize": False}, {"head": "reward"}], ids=str)
-def test_every_head_and_gate(new_gpm, settings):
+@pytest.mark.parametrize(
+    "settings", [{"gate": "none"}, {"normalize": False}, {"head": "reward"}, {"pool": "mean"}], ids=str
+)
+def test_every_head_gate_and_pool(new_gpm, settings):
     scalar = {"dim": 2, "gate": "none", "normalize": False} if "head" in settings else {}
     assert_same(new_gpm(**scalar, **settings), [g for shape in SHAPES.values() for g in shape])
 
@@ -257,9 +270,9 @@ def test_any_groups_give_what_full_encoding_gives(gpm, many):
     assert_same(gpm, many)
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_forests_give_the_gradients_of_full_encoding(new_gpm, checkpointing):
-    gpm = new_gpm(dim=4, gate="softplus")
+@pytest.mark.parametrize(("pool", "checkpointing"), [("last", False), ("last", True), ("mean", True)])
+def test_forests_give_the_gradients_of_full_encoding(new_gpm, pool, checkpointing):
+    gpm = new_gpm(dim=4, gate="softplus", pool=pool)
     many = [*SHAPES["responses of very different lengths"], *SHAPES["the prompt's last token merged in one"]]
     if checkpointing:  # the forward pass runs again in the backward pass, with the same forest
         gpm.gradient_checkpointing_enable()
@@ -309,9 +322,10 @@ def test_a_bf16_trunk_has_an_fp32_head(new_gpm):
 def test_a_forest_moves_as_tensors_do():
     forest = collate_forest(SHAPES["one group"])["forest"].to("meta")
     tensors = [forest.position_ids, forest.queries, forest.keys, forest.back, forest.last_at, forest.gate_at]
+    tensors += [forest.response_at, forest.response_lens]
     tensors += [part.mask(1, torch.bool) for part in forest.parts if part.prefix_lens is not None]
     tensors += [x for runs in (forest.own, forest.before) for x in (runs.queries, runs.keys)]
-    assert len(tensors) == 6 + 2 + 4
+    assert len(tensors) == 8 + 2 + 4
     assert {x.device.type for x in tensors} == {"meta"}
 
 

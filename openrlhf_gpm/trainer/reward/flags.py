@@ -39,6 +39,11 @@ class ModelFlags:
         choices=CHOICES["gate"],
         shown=f"{GPMConfig.gate}; none for other heads",
     )
+    pool: str = flag(
+        GPMConfig.pool,
+        "what the head reads: the state of the sample's last token, or the mean of those of the response's tokens",
+        choices=CHOICES["pool"],
+    )
     tau: float | None = flag(
         None,
         "temperature: log-odds are the raw score / tau",
@@ -227,6 +232,7 @@ def config_from_flags(args: SimpleNamespace) -> GPMConfig:
         normalize = False
     return GPMConfig(
         head=args.gpm.head,
+        pool=args.gpm.pool,
         learn_tau=args.gpm.learn_tau,
         normalize=normalize,
         chat_template=args.data.apply_chat_template,
