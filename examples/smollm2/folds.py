@@ -64,6 +64,8 @@ class Training:
     name: str
     data: Path
     flags: Sequence[str] = field(default=())
+    layers: int | None = None
+    """Of the base model, from the bottom; None: all."""
 
     @property
     def model(self) -> Path:
@@ -80,7 +82,7 @@ class Training:
         if not file.exists():
             return None
         found = read_object(file, "train again")
-        if found["flags"] != list(self.flags):
+        if (found["flags"], found["layers"]) != (list(self.flags), self.layers):
             sys.exit(f"error: {file.parent} was trained with other flags: move it away to train anew")
         return found
 
@@ -88,12 +90,14 @@ class Training:
         """Train, unless that was done."""
         if self.record:
             return
-        command = [str(HERE / "train.sh"), self.name, str(self.data), *self.flags]
+        environment = [] if self.layers is None else ["env", f"LAYERS={self.layers}"]
+        command = [*environment, str(HERE / "train.sh"), self.name, str(self.data), *self.flags]
         begun = time.monotonic()
         _run(command)
         made = {
             "command": shlex.join(command),
             "flags": list(self.flags),
+            "layers": self.layers,
             "seconds": round(time.monotonic() - begun),
             "date": date.today().isoformat(),
         }

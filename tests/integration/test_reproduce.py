@@ -18,6 +18,7 @@ def tables(stack, new_config, chat_tokenizer, cpu_env, tmp_path_factory):
     folder = tmp_path_factory.mktemp("reproduce")
     LlamaForCausalLM(new_config()).save_pretrained(folder / "model")
     chat_tokenizer.save_pretrained(folder / "model")
+    (folder / "model15").symlink_to(folder / "model")
     dice = random.Random(0)
     rows = []
     for i in range(40):
@@ -65,6 +66,7 @@ def test_folds_are_trained_once_and_pooled(tables):
     assert again.count("train.sh ") == 1
     assert "train.sh cyc3_train-bt-0" in again
     assert [row["folds"] for row in rows_of(tables, "cycles")] == [2, 1]
+    assert {json.loads(file.read_text())["layers"] for file in tables.out.glob("*/training.json")} == {15}
 
 
 def test_the_curve_uses_the_model_that_the_table_of_cycles_trained(tables):
