@@ -31,8 +31,8 @@ once() { # NAME COMMAND: run it, unless that was done
 
 judge() { # NAME GROUPS FLAGS
   # shellcheck disable=SC2086
-  "$here/train.sh" "self_play/$1" "$2" --gpm.pool mean --adam.lr 4e-4 --train.batch_size 8 --lr_warmup_ratio 0.1 \
-    --train.max_epochs 3 "${@:3}" ${JUDGE_FLAGS:-}
+  "$here/train.sh" "self_play/$1" "$2" --gpm.pool mean --lr_warmup_ratio 0.1 --train.max_epochs 3 \
+    "${@:3}" ${JUDGE_FLAGS:-}
 }
 
 policy() { # NAME REWARD FLAGS
@@ -78,13 +78,16 @@ unit="--gpm.no_normalize --gpm.tau 1"
 # shellcheck disable=SC2086
 once gpm judge gpm "$own" $unit
 once bt judge bt "$own" --gpm.head reward
+for each in gpm bt; do # the loop reads whole models, not LoRA adapters
+  once "merge $each" openrlhf-gpm convert --from gpm --to gpm --input "$play/$each" --output "$play/$each-merged"
+done
 # shellcheck disable=SC2086
 once judge judge judge "$others" $unit
 
 [ -d "$out/model" ] || python "$here/model.py" "$out/model"
-policy against_bt bt "$@"
-policy gpo gpm "$@"
-policy gpo_magnet gpm --gpo.pull 0.2 "$@"
+policy against_bt bt-merged "$@"
+policy gpo gpm-merged "$@"
+policy gpo_magnet gpm-merged --gpo.pull 0.2 "$@"
 
 last=pass${PASSES:-2}
 for each in start against_bt gpo gpo_magnet; do

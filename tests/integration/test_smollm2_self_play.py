@@ -1,9 +1,12 @@
 """examples/smollm2/self_play.sh on a tiny model, from preference data to the win rates; only sizes are changed."""
 
+import itertools
 import json
 
 import pytest
+import torch
 from recipe_world import make_policy, words
+from safetensors.torch import load_file
 
 from openrlhf_gpm.data import read_preferences
 
@@ -37,6 +40,10 @@ def test_all_policies_are_judged_by_a_gpm_of_other_prompts_and_nothing_is_done_t
     found = json.loads((play / "winrate/metrics.json").read_text())
     assert set(found["policies"]) == NAMES
     assert found["prompts"] == 3
+    start = load_file(tmp_path / "model/model.safetensors")
+    trained = [load_file(play / name / "pass1/model.safetensors") for name in sorted(NAMES - {"start"})]
+    for first, second in itertools.combinations([start, *trained], 2):
+        assert any(not torch.equal(first[name], second[name]) for name in second)
 
     again = stack.run(command, tmp_path / "log", env)
     assert "== " not in again
