@@ -76,7 +76,7 @@ class Supervisor(threading.Thread):
     def _end(self, name: str, error: RayError) -> None:
         try:
             step = self.step()
-            when = f"step {step}" if step else "before step 1"
+            when = f"step {step}" if step else "before the first step"
         except RayError:  # the actor that knows it is the one that died
             when = "step unknown"
         self.death = (
