@@ -94,6 +94,11 @@ def _convert(
     trust_remote_code: bool,
 ) -> GPMConfig:
     checkpoint = open_checkpoint(source, trust_remote_code)
+    if (from_, to) == ("gpm", "classifier") and checkpoint.gpm.pool != "last":
+        raise ValueError(
+            f"{source} reads the mean over a response's tokens (gpm.pool), a plain classifier the last token: keep "
+            "the gpm layout"
+        )
     if checkpoint.adapter_base is not None:
         return _convert_adapter(checkpoint, target, from_, to, log=log, progress=progress)
     if from_ == to:
@@ -202,11 +207,6 @@ def _check_gpm(draft: Draft) -> None:
 
 def _to_classifier(draft: Draft) -> None:
     gpm, plan = draft.gpm, draft.plan
-    if gpm.pool != "last":
-        raise ValueError(
-            f"{draft.source} reads the mean over a response's tokens (gpm.pool), a plain classifier the last token: "
-            "keep the gpm layout"
-        )
     record: dict[str, Any] = {}
     if gpm.gated:
         _check_same_dtype(draft)

@@ -271,6 +271,16 @@ def test_a_plain_classifier_cannot_read_a_mean(new_gpm, chat_tokenizer, tmp_path
         check_layout(open_checkpoint(mean), "url")
 
 
+def test_an_adapter_of_a_mean_is_refused_by_its_own_name_before_it_is_merged(new_gpm, chat_tokenizer, tmp_path):
+    from peft import LoraConfig, get_peft_model
+
+    mean = make(new_gpm(pool="mean"), chat_tokenizer, tmp_path / "gpm")
+    save_gpm(get_peft_model(load_gpm(mean), LoraConfig(target_modules=["q_proj"])), chat_tokenizer, tmp_path / "lora")
+    notes = []
+    refused(tmp_path / "lora", tmp_path / "new", "/lora reads the mean ", "gpm", "classifier", log=notes.append)
+    assert notes == []
+
+
 def edit_config(path, **changes):
     config = json.loads((path / "config.json").read_text()) | changes
     (path / "config.json").write_text(json.dumps(config))

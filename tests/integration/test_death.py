@@ -116,9 +116,9 @@ def test_a_run_ends_when_one_of_its_actors_is_killed(run, ray_env, tmp_path, tit
 @pytest.mark.parametrize(
     ("mode", "step"),
     [
-        ([], "before step 1"),
+        ([], "before the first step"),
         # The trainer may still be in the making, and then fails with the engine.
-        pytest.param(ASYNC, "(before step 1|step unknown)", marks=pytest.mark.recipes),
+        pytest.param(ASYNC, "(before the first step|step unknown)", marks=pytest.mark.recipes),
     ],
 )
 def test_a_run_ends_when_an_engine_is_killed_while_the_models_load(run, ray_env, tmp_path, mode, step):

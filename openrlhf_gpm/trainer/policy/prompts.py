@@ -45,7 +45,7 @@ def check_prompts(args: SimpleNamespace) -> None:
     files are incomplete, and for a run whose only optimizer step has learning rate 0.
     """
     if args.reward_model_type == "bt":
-        _check_same_tokenizer(args)
+        _check_bradley_terry(args)
     elif os.path.isdir(args.reward.model_name_or_path):
         check_complete(open_pretrained(*_reward(args)))
     check_input_template(args.data.input_template)
@@ -75,9 +75,11 @@ def _reward(args: SimpleNamespace) -> tuple[str, str, bool]:
     return args.reward.model_name_or_path, "--reward.model_name_or_path", args.trust_remote_code
 
 
-def _check_same_tokenizer(args: SimpleNamespace) -> None:
-    """A Bradley-Terry reward of OpenRLHF's gets the policy's token ids unchanged."""
+def _check_bradley_terry(args: SimpleNamespace) -> None:
+    """A Bradley-Terry reward of OpenRLHF's gets the policy's token ids unchanged; a GPM of head reward is not one."""
     paths = (args.actor.model_name_or_path, args.reward.model_name_or_path)
+    if os.path.isfile(os.path.join(paths[1], "config.json")) and open_pretrained(*_reward(args)).is_gpm:
+        raise ValueError(f"--reward.model_name_or_path {paths[1]} is a GPM: pass --reward_model_type gpm")
     policy, reward = (_tokenizer(path, args).get_vocab() for path in paths)
     if policy != reward:
         raise ValueError(

@@ -40,7 +40,7 @@ def supervise(actors: dict[str, Any], step: Callable[[], int], checkpoints: str)
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         before(kind, error, trace)
-        if isinstance(error, RayActorError | RayTaskError) and (death := supervisor.death_behind(error)):
+        if isinstance(error, RayError) and (death := supervisor.death_behind(error)):
             logger.error(death)
 
     sys.excepthook = hook
@@ -68,32 +68,48 @@ class Supervisor(threading.Thread):
                 name = waiting.pop(task)
                 try:
                     ray.get(task)
-                except RayActorError as error:
+                except RayError as error:  # no task of no work fails otherwise; out of memory is no RayActorError
                     self._end(name, error)
                     return
                 waiting[self.actors[name].__ray_ready__.remote()] = name
 
-    def _end(self, name: str, error: RayActorError) -> None:
+    def _end(self, name: str, error: RayError) -> None:
         try:
             step = self.step()
-            when = f"step {step}" if step else "before step 1"
+            when = f"step {step}" if step else "before the first step"
         except RayError:  # the actor that knows it is the one that died
             when = "step unknown"
-        reason = " ".join(str(error).split())[:300].rstrip(".")  # the class, the process and the node come first
         self.death = (
-            f"{when}: {name} died: {reason}; checkpoints are in {self.checkpoints}, --ckpt.load_enable goes on from "
-            "the last"
+            f"{when}: {name} died: {reason(error)}; checkpoints are in {self.checkpoints}, --ckpt.load_enable goes on "
+            "from the last"
         )
         logger.error(self.death)
         for other in self.actors.values():
             ray.kill(other)
 
-    def death_behind(self, error: RayActorError | RayTaskError) -> str | None:
+    def death_behind(self, error: RayError) -> str | None:
         """The death that made a call fail, once it is known. None: there was none; an error has its own traceback."""
-        died = isinstance(error, RayActorError) or isinstance(error.cause, RayActorError)
         # Ranks whose peer died fail in their collective, often before Ray knows of the death.
-        self.join(SECONDS_TO_A_REASON if died else SECONDS_TO_A_DEATH)
+        self.join(SECONDS_TO_A_REASON if is_death(error) else SECONDS_TO_A_DEATH)
         return self.death
+
+
+def is_death(error: BaseException) -> bool:
+    """Whether Ray ended the call that failed, itself or inside another actor's; otherwise its code raised."""
+    while isinstance(error, RayTaskError):
+        error = error.cause
+    return isinstance(error, RayError)
+
+
+def reason(error: RayError) -> str:
+    """What Ray says of a death, in one line of at most 300 characters.
+
+    The class, the process and the node come first; what the code of an actor that could not be made raised comes last.
+    """
+    text = str(error).strip()
+    if isinstance(error, RayActorError) and error.actor_init_failed:
+        text = f"it could not be made: {text.splitlines()[-1]}"
+    return " ".join(text.split())[:300].rstrip(".")
 
 
 def actors_of(trainer: Any, groups: dict[str, Any], engines: list[Any] | None) -> dict[str, Any]:

@@ -47,7 +47,7 @@ def build_gpm(
     start = open_pretrained(path, START, args.trust_remote_code)
     gpm = start.gpm if start.is_gpm else config_from_flags(args)
     if start.is_gpm and init_value_head:
-        logger.warning("%s is a GPM already: its own dim, gate, tau and format are kept, not those of --gpm.*", path)
+        logger.warning("%s is a GPM already: its own settings are kept, not those of --gpm.*", path)
     kwargs["value_head_prefix"] = "score"
     to_save = ["score", *(["gate"] if gpm.gated else []), *(["temperature"] if gpm.learn_tau else [])]
     model = get_llm_for_sequence_regression(

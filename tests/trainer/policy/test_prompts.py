@@ -111,13 +111,23 @@ def test_what_the_run_cannot_start_with_is_named(args, rows, flags, named):
         check_prompts(args(rows, *flags))
 
 
-def test_a_bradley_terry_reward_with_another_tokenizer_is_refused(args, tmp_path):
+def test_a_bradley_terry_reward_with_another_tokenizer_is_refused(args, chat_tokenizer, tmp_path):
     other = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"a": 0, "b": 1})), eos_token="b")
     other.save_pretrained(tmp_path / "bt")
-    run = args([GOOD] * 5, "--reward_model_type", "bt")
-    check_prompts(run)  # the same tokenizer
+    chat_tokenizer.save_pretrained(tmp_path / "same")
+    run = args([GOOD] * 5, "--reward_model_type", "bt", "--reward.model_name_or_path", str(tmp_path / "same"))
+    check_prompts(run)
     run.reward.model_name_or_path = str(tmp_path / "bt")
     with pytest.raises(ValueError, match=r"another tokenizer .* --gpm\.head reward"):
+        check_prompts(run)
+
+
+@pytest.mark.parametrize("pool", ["last", "mean"])
+def test_a_gpm_is_not_taken_for_a_bradley_terry_reward(args, new_gpm, chat_tokenizer, tmp_path, pool):
+    """OpenRLHF would load one with head reward, and read the policy's token ids and their last token."""
+    save_gpm(new_gpm(head="reward", dim=2, gate="none", normalize=False, pool=pool), chat_tokenizer, tmp_path / "gpm")
+    run = args([GOOD] * 5, "--reward_model_type", "bt", "--reward.model_name_or_path", str(tmp_path / "gpm"))
+    with pytest.raises(ValueError, match=r"--reward\.model_name_or_path .* is a GPM: .*--reward_model_type gpm"):
         check_prompts(run)
 
 
