@@ -21,11 +21,11 @@ INTERVAL = 2.0
 SECONDS_TO_A_REASON = 10
 """How long a call that a death ended waits for the supervisor to find out who died."""
 
-SECONDS_TO_A_DEATH = 2 * INTERVAL
-"""How long any other failed call waits for the death that may have caused it."""
-
 SECONDS_TO_AN_ANSWER = 5
 """How long an actor may take to say which step it is at."""
+
+SECONDS_TO_A_DEATH = INTERVAL + SECONDS_TO_AN_ANSWER
+"""How long any other failed call waits for the death that may have caused it."""
 
 
 def supervise(actors: dict[str, Any], step: Callable[[], int], checkpoints: str) -> None:
