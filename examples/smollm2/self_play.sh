@@ -36,7 +36,7 @@ judge() { # NAME GROUPS FLAGS
 }
 
 policy() { # NAME REWARD FLAGS
-  openrlhf-gpm self-play --passes "${PASSES:-2}" --output "$play/$1" -- \
+  openrlhf-gpm self-play --passes "${PASSES:-1}" --output "$play/$1" -- \
     --actor.model_name_or_path "$out/model" \
     --reward.model_name_or_path "$play/$2" \
     --reward_model_type gpm \
@@ -54,7 +54,8 @@ policy() { # NAME REWARD FLAGS
     --rollout.micro_batch_size 4 \
     --train.batch_size 32 \
     --train.micro_batch_size 4 \
-    --actor.adam.lr 1e-5 \
+    --actor.adam.lr 3e-6 \
+    --actor.lr_scheduler constant \
     --algo.kl.init_coef 0 \
     --actor.num_gpus_per_node 1 \
     --reward.num_gpus_per_node 1 \
@@ -89,7 +90,7 @@ policy against_bt bt-merged "$@"
 policy gpo gpm-merged "$@"
 policy gpo_magnet gpm-merged --gpo.pull 0.2 "$@"
 
-last=pass${PASSES:-2}
+last=pass${PASSES:-1}
 for each in start against_bt gpo gpo_magnet; do
   model=$play/$each/$last
   [ $each = start ] && model=$out/model
