@@ -40,6 +40,7 @@ def rows_of(tables, name):
     return json.loads((tables.out / f"tables/{name}.json").read_text())
 
 
+@pytest.mark.recipes
 def test_folds_are_trained_once_and_pooled(tables):
     first = tables("cycles", "--folds", "0", "1", "--models", "gpm")
     assert first.count("train.sh cyc3_train-gpm-") == 2
@@ -69,6 +70,7 @@ def test_folds_are_trained_once_and_pooled(tables):
     assert {json.loads(file.read_text())["layers"] for file in tables.out.glob("*/training.json")} == {15}
 
 
+@pytest.mark.recipes
 def test_the_curve_uses_the_model_that_the_table_of_cycles_trained(tables):
     tables("cycles", "--folds", "0", "--models", "gpm")
     log = tables("curve", "--prompts", "20")
