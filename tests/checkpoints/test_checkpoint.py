@@ -72,6 +72,7 @@ def test_config_json_says_everything_that_scoring_needs(gpm_checkpoint):
         "head": "embedding",
         "dim": 6,
         "gate": "softmax_scaled",
+        "pool": "last",
         "normalize": True,
         "tau": 0.1,
         "learn_tau": False,

@@ -41,6 +41,8 @@ SLURM = {
     "SLURM_CPUS_PER_TASK": "64",
     "SLURM_GPUS_PER_NODE": "h100:8",
 }
+RUN_WHOLE = {"smollm2/self_play.sh"}
+"""Its steps read what the ones before wrote, which stubs do not write: tests/integration/test_smollm2_self_play.py."""
 RECIPES = {  # name -> (command, environment)
     "train_gpm gemma": (["recipes/train_gpm_8gpu.sh", "gemma-2b"], {}),
     "train_gpm llama": (["recipes/train_gpm_8gpu.sh", "llama-8b"], {}),
@@ -137,7 +139,7 @@ def test_the_flags_of_a_recipe_are_accepted(name: str, reward: Path):
 
 def test_every_shell_recipe_is_tested():
     recipes = {str(path.relative_to(EXAMPLES)) for path in EXAMPLES.rglob("*.s*") if path.suffix in (".sh", ".sbatch")}
-    assert recipes - {"cpu/env.sh"} == {script[0] for script, _ in RECIPES.values()}
+    assert recipes - {"cpu/env.sh"} - RUN_WHOLE == {script[0] for script, _ in RECIPES.values()}
 
 
 def test_a_flag_that_does_not_exist_is_found():
