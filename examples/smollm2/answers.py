@@ -24,8 +24,8 @@ def main() -> None:
     parser.add_argument("--temperature", type=float, default=0.7, help="(default 0.7)")
     args = parser.parse_args()
     prompts = [json.loads(line)["prompt"] for line in args.prompts.read_text(encoding="utf-8").splitlines()]
-    engine = LLM(args.model, dtype="float32", enforce_eager=True)
-    sampling = SamplingParams(n=args.n, temperature=args.temperature, max_tokens=args.max_tokens, seed=0)
+    engine = LLM(args.model, dtype="float32", enforce_eager=True, seed=0)
+    sampling = SamplingParams(n=args.n, temperature=args.temperature, max_tokens=args.max_tokens)
     found = engine.chat(prompts, sampling)
     with temporary(args.output) as new, open(new, "w", encoding="utf-8") as file:
         for prompt, request in zip(prompts, found, strict=True):
