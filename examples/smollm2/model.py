@@ -10,6 +10,7 @@ Its GGUF file names the wrong end-of-text token and no padding token; both are s
 
 from __future__ import annotations
 
+import argparse
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -72,4 +73,7 @@ def main(directory: str, layers: int | None) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]) if len(sys.argv) > 2 else None)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("directory", metavar="DIR")
+    parser.add_argument("layers", metavar="LAYERS", nargs="?", type=int)
+    main(**vars(parser.parse_args()))

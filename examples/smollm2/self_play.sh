@@ -9,13 +9,13 @@
 #
 # The prompts are the shortest of DATA. Half of them train the reward models; of these, TRAIN are the policies' prompts, and the
 # rest are those of the comparison. The other half trains its judge. The results are in outputs/smollm2/self_play/winrate.
-# The same line goes on after a stop.
+# The same line goes on after a stop; other sizes need another OUT.
 set -euo pipefail
 here=$(dirname "$0")
 . "$here/../cpu/env.sh"
 out=${OUT:-outputs/smollm2}
 play=$out/self_play
-data=$1
+data=${1:?name the preference file, see the head of this script}
 shift
 : "${RAY_ADDRESS:?set RAY_ADDRESS to a running cluster, see the head of this script}"
 export LAYERS=${LAYERS-15} # of the reward models
@@ -74,6 +74,7 @@ once prompts python "$here/select_prompts.py" "$data" --prompts "$prompts" --hel
 own=$play/data/$name/train.jsonl others=$play/data/$name/held_out.jsonl
 head -n "$train" "$own" > "$play/policy.jsonl"
 tail -n +$((train + 1)) "$own" > "$play/new.jsonl"
+[ -s "$play/new.jsonl" ] || { echo "error: TRAIN $train leaves no prompt of PROMPTS / 2 = $((prompts / 2)) to compare on: lower it" >&2; exit 2; }
 
 unit="--gpm.no_normalize --gpm.tau 1"
 # shellcheck disable=SC2086

@@ -122,7 +122,7 @@ def test_a_run_ends_when_one_of_its_actors_is_killed(run, ray_env, tmp_path, tit
     ],
 )
 def test_a_run_ends_when_an_engine_is_killed_while_the_models_load(run, ray_env, tmp_path, mode, step):
-    """The policy's init waits for the engines, to send them its weights; theirs is another process."""
+    """The policy's init waits for the engines, to which it will send its weights."""
     with open(tmp_path / "log", "w") as log:
         process = run(*mode, stdout=log)
     end = time.monotonic() + 240

@@ -68,7 +68,7 @@ class BaseGroupPPOTrainer(_GroupStatistics, SyncPPOTrainer):
         return int(self.args.gpm.optimizer_steps)
 
     def fit(self, global_step: int = 0) -> None:
-        """Upstream's; a policy that circles is said at the end."""
+        """Upstream's; warns at the end where the last policy circles."""
         super().fit(global_step)
         if warning := circling(
             objectives.from_args(self.args), objectives.frozen_policies(self.args), self.cyclic_shares
