@@ -35,11 +35,6 @@ def hash_of(group: PreferenceGroup, seed: int) -> float:
     return unit_hash(near_key(group.prompt, group.responses), seed)
 
 
-def held_out_file(file: Path, fold: int) -> Path:
-    """The held-out prompts of a fold as groups; where the fold is not split yet, that is done."""
-    return fold_files(file, fold)[1]
-
-
 def fold_files(file: Path, fold: int, prompts: int | None = None) -> tuple[Path, Path]:
     """(training, held out) of one fold as groups, one per prompt.
 
@@ -53,8 +48,8 @@ def fold_files(file: Path, fold: int, prompts: int | None = None) -> tuple[Path,
             train = sorted(train, key=lambda group: hash_of(group, SEED + 1))[:prompts]
         with complete_directory(folder) as new:
             write_groups(new / "train.jsonl", train)
-            write_groups(new / "held_out.jsonl", [group for group in groups if fold_of(group) == fold])
-    return folder / "train.jsonl", folder / "held_out.jsonl"
+            write_groups(new / f"{file.stem}.jsonl", [group for group in groups if fold_of(group) == fold])
+    return folder / "train.jsonl", folder / f"{file.stem}.jsonl"
 
 
 @dataclass(frozen=True)
@@ -62,7 +57,7 @@ class Training:
     """One call of train.sh, into OUT/NAME. It is skipped where training.json says that it was done."""
 
     name: str
-    data: Path
+    data: Sequence[Path]
     flags: Sequence[str] = field(default=())
     layers: int | None = None
     """Of the base model, from the bottom; None: all."""
@@ -91,7 +86,7 @@ class Training:
         if self.record:
             return
         environment = [] if self.layers is None else ["env", f"LAYERS={self.layers}"]
-        command = [*environment, str(HERE / "train.sh"), self.name, str(self.data), *self.flags]
+        command = [*environment, str(HERE / "train.sh"), self.name, ",".join(map(str, self.data)), *self.flags]
         begun = time.monotonic()
         _run(command)
         made = {

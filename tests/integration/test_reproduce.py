@@ -29,7 +29,7 @@ def tables(stack, new_config, chat_tokenizer, cpu_env, tmp_path_factory):
 
     def call(*words):
         script = "examples/smollm2/reproduce.py"
-        command = [sys.executable, script, *words, "--data", str(folder), "--sets", "cyc3_train"]
+        command = [sys.executable, script, words[0], "--data", str(folder), "--sets", "cyc3_train", *words[1:]]
         return stack.run(command, folder / "log", env)
 
     call.out = folder
@@ -45,7 +45,7 @@ def test_folds_are_trained_once_and_pooled(tables):
     first = tables("cycles", "--folds", "0", "1", "--models", "gpm")
     assert first.count("train.sh cyc3_train-gpm-") == 2
     (row,) = rows_of(tables, "cycles")
-    held_out = [tables.out / f"folds/cyc3_train/fold{fold}/held_out.jsonl" for fold in (0, 1)]
+    held_out = [tables.out / f"folds/cyc3_train/fold{fold}/cyc3_train.jsonl" for fold in (0, 1)]
     prompts = [group.prompt for file in held_out for _, group in read_preferences(file)]
     assert len(set(prompts)) == len(prompts) == row["prompts"]
     assert (row["folds"], row["comparisons"], row["bound"]) == (2, 3 * len(prompts), pytest.approx(2 / 3))
@@ -68,6 +68,21 @@ def test_folds_are_trained_once_and_pooled(tables):
     assert "train.sh cyc3_train-bt-0" in again
     assert [row["folds"] for row in rows_of(tables, "cycles")] == [2, 1]
     assert {json.loads(file.read_text())["layers"] for file in tables.out.glob("*/training.json")} == {15}
+
+
+@pytest.mark.recipes
+def test_one_model_of_several_sets_is_judged_on_each(tables):
+    rows = [json.loads(line) for line in (tables.out / "cyc3_train.jsonl").read_text().splitlines()]
+    write = "".join(json.dumps(row) + "\n" for row in rows if "Ann" not in row["chosen"])
+    (tables.out / "cyc4_train.jsonl").write_text(write)
+    log = tables("cycles", "--folds", "0", "--models", "gpm", "--together", "--sets", "cyc3_train", "cyc4_train")
+    assert log.count("train.sh ") == 1
+    train = [str(tables.out / f"folds/{name}/fold0/train.jsonl") for name in ("cyc3_train", "cyc4_train")]
+    assert f"train.sh cyc3_train+cyc4_train-gpm-0 {','.join(train)}" in log
+    first, second = rows_of(tables, "together")
+    assert [first["row"], second["row"]] == ["cyc3_train, gpm", "cyc4_train, gpm"]
+    assert first["comparisons"] == 3 * first["prompts"]
+    assert second["comparisons"] == 2 * first["prompts"]
 
 
 @pytest.mark.recipes
