@@ -14,6 +14,8 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+from select_prompts import length
+
 from openrlhf_gpm.data import PreferenceGroup, merge_prompts, read_preferences, write_groups
 from openrlhf_gpm.data.grouping import unit_hash
 from openrlhf_gpm.data.prompts import near_key
@@ -50,6 +52,16 @@ def fold_files(file: Path, fold: int, prompts: int | None = None) -> tuple[Path,
             write_groups(new / "train.jsonl", train)
             write_groups(new / f"{file.stem}.jsonl", [group for group in groups if fold_of(group) == fold])
     return folder / "train.jsonl", folder / f"{file.stem}.jsonl"
+
+
+def shorter(file: Path, most: int) -> Path:
+    """The groups of a file whose prompt and responses have at most so many characters together."""
+    part = OUT / "folds" / file.stem / f"{most}-characters.jsonl"
+    if not part.exists():
+        part.parent.mkdir(parents=True, exist_ok=True)
+        groups = merge_prompts(group for _, group in read_preferences(file))
+        write_groups(part, [group for group in groups if length([group]) <= most])
+    return part
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 usage: reproduce.py cycles --data DATA [--sets cyc3_train ...] [--together] [--models gpm bt] [--folds 0 1 2 3]
        reproduce.py curve  --data DATA [--sets cyc3_train] [--folds 0]
        reproduce.py probe  --data DATA [--sets cyc3_train ...]
+       reproduce.py prefs  --data DATA [--sets eval_hhh ...] [--max_chars 2500]
        reproduce.py check  --data DATA
 
 DATA is a folder of preference files, parquet or JSON lines (cyc3_train.parquet ...); none is part of this project.
@@ -25,8 +26,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from folds import FOLDS, OUT, Training, fold_files
-from tables import Row, compare, draw_curve, pooled, write_table
+from folds import FOLDS, OUT, Training, fold_files, shorter
+from tables import Row, beside, compare, draw_curve, pooled, write_table
 
 UNIT = ("--gpm.no_normalize", "--gpm.tau", "1")
 """Embeddings that keep their length, see "A loss that stays at 0.693" in docs/user-guide.md."""
@@ -40,8 +41,11 @@ BUDGET = (
 STOPPING = ("--gpm.held_out", "0.1", "--gpm.save_best", "loss")
 """A tenth of the training part decides which epoch's model is kept."""
 
+ONE_EPOCH = ("--adam.lr", "4e-4", "--train.batch_size", "8", "--lr_warmup_ratio", "0.1", "--train.max_epochs", "1")
+
 MODELS = {"gpm": UNIT, "bt": ("--gpm.head", "reward")}
 SETS = ("cyc3_train", "cyc4_train", "cyc5_train", "cyc5full_train", "cyc3_ctrl_train", "condorcet3_train")
+LABELLED = ("eval_hh_harmless", "eval_pandalm_human", "eval_xstest", "eval_hhh")
 CURVE = (32, 64, 128)
 
 
@@ -122,6 +126,19 @@ def probe(args: argparse.Namespace) -> None:
     draw_curve(curve, [*args.prompts, whole], OUT / "tables" / "probe_curve.png")
 
 
+def prefs(args: argparse.Namespace) -> None:
+    """A GPM and Bradley-Terry, one epoch each on the preferences of train_prefs, judged on human-labelled sets."""
+    files = {name: data_file(args.data, name) for name in args.sets}
+    train = data_file(args.data, "train_prefs")
+    part = train if args.max_chars is None else shorter(train, args.max_chars)
+    flags = (*POOL, *ONE_EPOCH, *shlex.split(os.environ.get("FLAGS", "")))
+    runs = [Training(f"prefs-{model}", [part], (*own, *flags), LAYERS) for model, own in MODELS.items()]
+    for run in runs:
+        run.make()
+        run.evaluate(*files.values())
+    write_table("prefs", [beside(name, runs, file) for name, file in files.items()])
+
+
 def check(args: argparse.Namespace) -> None:
     """Recompute the probe of one set and compare it with docs/results/probe.json; exit status 1 if it differs."""
     from probe import probe_rows
@@ -135,6 +152,7 @@ COMMANDS = (
     ("cycles", cycles, SETS),
     ("curve", curve, SETS[:1]),
     ("probe", probe, SETS[:5]),
+    ("prefs", prefs, LABELLED),
     ("check", check, SETS[:1]),
 )
 
@@ -146,12 +164,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         table = tables.add_parser(name, help=run.__doc__, description=run.__doc__)
         table.set_defaults(run=run)
         table.add_argument("--data", type=Path, required=True, metavar="DATA", help="folder of the preference files")
-        table.add_argument("--sets", nargs="+", choices=SETS, default=list(sets), help="default: %(default)s")
+        choices = LABELLED if name == "prefs" else SETS
+        table.add_argument("--sets", nargs="+", choices=choices, default=list(sets), help="default: %(default)s")
         if name in ("cycles", "curve"):
             folds = range(1) if name == "curve" else range(FOLDS)
             table.add_argument("--folds", nargs="+", type=int, choices=range(FOLDS), default=list(folds))
         if name in ("curve", "probe"):
             table.add_argument("--prompts", nargs="+", type=int, default=list(CURVE), help="default: %(default)s")
+        if name == "prefs":
+            help_chars = "train on prompts with responses of at most N characters together (default: on all)"
+            table.add_argument("--max_chars", type=int, metavar="N", help=help_chars)
         if name == "cycles":
             table.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS))
             table.add_argument(

@@ -10,7 +10,8 @@ from typing import Any
 from folds import OUT, Training
 
 from openrlhf_gpm.evaluation.dataset import read_dataset
-from openrlhf_gpm.evaluation.run import Settings, evaluate
+from openrlhf_gpm.evaluation.run import Settings, evaluate, longer_wins
+from openrlhf_gpm.evaluation.run import compare as compare_models
 from openrlhf_gpm.files import temporary, write
 from openrlhf_gpm.json_lines import JsonLines
 from openrlhf_gpm.scoring.store import StoredScores
@@ -28,14 +29,41 @@ def pooled(label: str, parts: Sequence[tuple[Training, Path]]) -> Row:
     """One row: the metrics of several folds together, each judged by the model that has not seen it."""
     datasets = [read_dataset(str(held_out), name=run.name) for run, held_out in parts]
     metrics = evaluate(datasets, [scores_of(run.scores(held_out)) for run, held_out in parts], SETTINGS)
-    records = [run.record or {} for run, _ in parts]
     return {
         "row": label,
         "folds": len(parts),
         **summary(metrics, sum(len(data.groups) for data in datasets)),
+        **_trainings([run for run, _ in parts]),
+    }
+
+
+def _trainings(runs: Sequence[Training]) -> Row:
+    """How long they took, when, and the commands."""
+    records = [run.record or {} for run in runs]
+    return {
         "seconds": sum(record.get("seconds", 0) for record in records),
         "date": max((record["date"] for record in records if "date" in record), default=None),
         "commands": [record["command"] for record in records if "command" in record],
+    }
+
+
+def beside(label: str, runs: Sequence[Training], file: Path) -> Row:
+    """One row: the accuracies of two models and of "longer wins" on one file, and the models' paired difference."""
+    data = read_dataset(str(file))
+    scores = {run.name: [scores_of(run.scores(file))] for run in runs}
+    scores["longer"] = longer_wins([data])
+    metrics = {name: evaluate([data], of_model, SETTINGS) for name, of_model in scores.items()}
+    first, second, longer = metrics.values()
+    (difference, *_) = compare_models([data], scores, SETTINGS)
+    return {
+        "row": label,
+        "prompts": len(data.groups),
+        "comparisons": first["pairs"],
+        "accuracy": [each["accuracy"] for each in (first, second, longer)],
+        "accuracy_ci95": [each["ci95"]["accuracy"] for each in (first, second, longer)],
+        "difference": difference["difference"],
+        "difference_ci95": difference["ci95"],
+        **_trainings(runs),
     }
 
 
@@ -56,6 +84,15 @@ def summary(metrics: dict[str, Any], prompts: int) -> Row:
 
 
 HEAD = ("row", "folds", "prompts", "bound", "accuracy [95 %]", "NLL [95 %]", "ECE", "cyclic share", "minutes")
+BESIDE = (
+    "row",
+    "prompts",
+    "comparisons",
+    "GPM [95 %]",
+    "Bradley-Terry [95 %]",
+    "longer wins [95 %]",
+    "GPM - BT [95 %]",
+)
 
 
 def write_table(name: str, rows: Sequence[Row]) -> None:
@@ -69,7 +106,8 @@ def write_table(name: str, rows: Sequence[Row]) -> None:
 
 def markdown(rows: Sequence[Row]) -> str:
     """The table as docs/results.md shows it."""
-    lines = [f"| {' | '.join(HEAD)} |", f"|---{'|---:' * (len(HEAD) - 1)}|", *map(_line, rows)]
+    head = BESIDE if "difference" in rows[0] else HEAD
+    lines = [f"| {' | '.join(head)} |", f"|---{'|---:' * (len(head) - 1)}|", *map(_line, rows)]
     return "\n".join(lines) + "\n"
 
 
@@ -118,6 +156,11 @@ def compare(rows: Sequence[Row], published: Sequence[Row]) -> bool:
 
 
 def _line(row: Row) -> str:
+    if "difference" in row:
+        accuracies = map(_number, row["accuracy"], row["accuracy_ci95"])
+        difference = _number(row["difference"], row["difference_ci95"])
+        cells = [row["row"], str(row["prompts"]), str(row["comparisons"]), *accuracies, difference]
+        return f"| {' | '.join(cells)} |"
     cells = [
         row["row"],
         str(row["folds"]),

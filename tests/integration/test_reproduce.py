@@ -96,6 +96,26 @@ def test_the_curve_uses_the_model_that_the_table_of_cycles_trained(tables):
     assert whole["accuracy"] == json.loads((tables.out / "eval/cyc3_train-gpm-0/metrics.json").read_text())["accuracy"]
 
 
+@pytest.mark.recipes
+def test_two_models_of_the_same_preferences_are_compared_pair_by_pair(tables, stack):
+    rows = [{"prompt": f"Say {i}.", "chosen": f"Yes, {i}.", "rejected": f"No, not {i}."} for i in range(24)]
+    stack.write_jsonl(tables.out / "train_prefs.jsonl", [*rows, {**rows[0], "prompt": "Say it. " * 100}])
+    chosen = ["Yes, of course.", "Yes, at once.", "Yes, with pleasure.", "Yes."]  # the last is shorter than its rival
+    judged = [{"prompt": f"Say {i}!", "chosen": text, "rejected": "No, no."} for i, text in enumerate(chosen)]
+    stack.write_jsonl(tables.out / "eval_hhh.jsonl", judged)
+    log = tables("prefs", "--sets", "eval_hhh", "--max_chars", "100")
+    assert log.count("train.sh prefs-") == 2
+    assert len((tables.out / "folds/train_prefs/100-characters.jsonl").read_text().splitlines()) == 24
+    (row,) = rows_of(tables, "prefs")
+    assert (row["row"], row["prompts"], row["comparisons"]) == ("eval_hhh", 4, 4)
+    gpm, bt, longer = row["accuracy"]
+    for name, accuracy in (("gpm", gpm), ("bt", bt)):
+        assert accuracy == json.loads((tables.out / f"eval/prefs-{name}/metrics.json").read_text())["accuracy"]
+    assert longer == 0.75
+    assert row["difference"] == pytest.approx(gpm - bt)
+    assert (tables.out / "tables/prefs.md").read_text().count("\n") == 3
+
+
 def test_the_probe_judges_every_prompt_when_it_is_held_out(tables):
     tables("probe", "--prompts", "8")
     rows = {row["row"]: row for row in rows_of(tables, "probe")}
