@@ -76,8 +76,8 @@ class Training:
 
     @property
     def model(self) -> Path:
-        """The checkpoint; the best one by the prompts that the training part held out, where that was asked for."""
-        return OUT / self.name / "best" if "--gpm.save_best" in self.flags else OUT / self.name
+        """The checkpoint after the last epoch."""
+        return OUT / self.name
 
     @property
     def record(self) -> dict[str, Any] | None:
