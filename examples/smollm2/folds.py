@@ -102,7 +102,7 @@ class Training:
         begun = time.monotonic()
         _run(command)
         made = {
-            "command": shlex.join(command),
+            "command": shlex.join(command).replace(f"{Path.cwd()}/", ""),
             "flags": list(self.flags),
             "layers": self.layers,
             "seconds": round(time.monotonic() - begun),

@@ -27,12 +27,22 @@ def test_there_are_stored_tables():
     assert RESULTS
 
 
+@pytest.mark.parametrize("file", RESULTS, ids=lambda file: file.stem)
+def test_each_stored_row_says_of_how_many_and_when(file):
+    text = file.read_text(encoding="utf-8")
+    for row in json.loads(text):
+        assert row["comparisons"] >= row["prompts"] > 0
+        assert row["accuracy_ci95"][0] < row["accuracy"] < row["accuracy_ci95"][1]
+        assert row["date"] >= "2026-11-21"
+    assert not re.search(r'[ "]/', text)  # no path of the machine it ran on
+
+
 def test_the_rows_on_new_prompts_are_the_stored_ones():
     (line,) = re.findall(
         r"^\| .*\[prompts it has never seen\].*$", Path("README.md").read_text(encoding="utf-8"), re.M
     )
-    rows = rows_of("probe")
-    bt, gpm = (rows[f"cyc3_train, {model} on frozen half way up, mean"] for model in ("bt", "gpm"))
+    rows = rows_of("cycles")
+    bt, gpm = (rows[f"cyc3_train, {model}"] for model in ("bt", "gpm"))
     (first,) = re.findall(r"^\| .*prompts that it has never seen.*$", PAGE, re.M)
     for row in (bt, gpm):
         low, high = row["accuracy_ci95"]
