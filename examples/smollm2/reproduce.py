@@ -151,23 +151,22 @@ def check(args: argparse.Namespace) -> None:
         sys.exit(1)
 
 
-COMMANDS = (
-    ("cycles", cycles, SETS),
-    ("curve", curve, SETS[:1]),
-    ("probe", probe, SETS[:5]),
-    ("prefs", prefs, LABELLED),
-    ("check", check, SETS[:1]),
+COMMANDS = (  # each with the sets it can use, and those it uses if none is named
+    ("cycles", cycles, SETS, SETS),
+    ("curve", curve, SETS, SETS[:1]),
+    ("probe", probe, SETS, SETS[:5]),
+    ("prefs", prefs, LABELLED, LABELLED),
+    ("check", check, SETS[:5], SETS[:1]),
 )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     tables = parser.add_subparsers(dest="table", required=True, metavar="TABLE")
-    for name, run, sets in COMMANDS:
+    for name, run, choices, sets in COMMANDS:
         table = tables.add_parser(name, help=run.__doc__, description=run.__doc__)
         table.set_defaults(run=run)
         table.add_argument("--data", type=Path, required=True, metavar="DATA", help="folder of the preference files")
-        choices = LABELLED if name == "prefs" else SETS
         table.add_argument("--sets", nargs="+", choices=choices, default=list(sets), help="default: %(default)s")
         if name in ("cycles", "curve"):
             folds = range(1) if name == "curve" else range(FOLDS)

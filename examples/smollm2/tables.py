@@ -60,7 +60,7 @@ def beside(label: str, runs: Sequence[Training], file: Path) -> Row:
         "prompts": len(data.groups),
         "comparisons": first["pairs"],
         "accuracy": [each["accuracy"] for each in (first, second, longer)],
-        "accuracy_ci95": [each["ci95"]["accuracy"] for each in (first, second, longer)],
+        "accuracy_ci95": [each["ci95"].get("accuracy") for each in (first, second, longer)],
         "difference": difference["difference"],
         "difference_ci95": difference["ci95"],
         **_trainings(runs),

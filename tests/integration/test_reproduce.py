@@ -29,7 +29,8 @@ def tables(stack, new_config, chat_tokenizer, cpu_env, tmp_path_factory):
 
     def call(*words):
         script = "examples/smollm2/reproduce.py"
-        command = [sys.executable, script, words[0], "--data", str(folder), "--sets", "cyc3_train", *words[1:]]
+        sets = () if "--sets" in words else ("--sets", "cyc3_train")
+        command = [sys.executable, script, words[0], "--data", str(folder), *sets, *words[1:]]
         return stack.run(command, folder / "log", env)
 
     call.out = folder
@@ -57,9 +58,7 @@ def test_folds_are_trained_once_and_pooled(tables):
         assert train.isdisjoint(group.prompt for _, group in read_preferences(held_out[fold]))
         assert len(train) + sum(1 for _ in read_preferences(held_out[fold])) == 40
 
-    begun = (
-        tables.out / "cyc3_train-bt-0"
-    )  # as a training that was killed leaves it: with the run's own flags, no model
+    begun = tables.out / "cyc3_train-bt-0"  # as a killed training leaves it: with the run's own flags, no model
     begun.mkdir()
     (begun / "run.json").write_text((tables.out / "cyc3_train-gpm-0/run.json").read_text())
 
@@ -101,18 +100,19 @@ def test_two_models_of_the_same_preferences_are_compared_pair_by_pair(tables, st
     rows = [{"prompt": f"Say {i}.", "chosen": f"Yes, {i}.", "rejected": f"No, not {i}."} for i in range(24)]
     stack.write_jsonl(tables.out / "train_prefs.jsonl", [*rows, {**rows[0], "prompt": "Say it. " * 100}])
     chosen = ["Yes, of course.", "Yes, at once.", "Yes, with pleasure.", "Yes."]  # the last is shorter than its rival
-    judged = [{"prompt": f"Say {i}!", "chosen": text, "rejected": "No, no."} for i, text in enumerate(chosen)]
+    judged = [{"prompt": f"Say {i}!", "chosen": chosen[i % 4], "rejected": "No, no."} for i in range(12)]
     stack.write_jsonl(tables.out / "eval_hhh.jsonl", judged)
     log = tables("prefs", "--sets", "eval_hhh", "--max_chars", "100")
     assert log.count("train.sh prefs-") == 2
     assert len((tables.out / "folds/train_prefs/100-characters.jsonl").read_text().splitlines()) == 24
     (row,) = rows_of(tables, "prefs")
-    assert (row["row"], row["prompts"], row["comparisons"]) == ("eval_hhh", 4, 4)
+    assert (row["row"], row["prompts"], row["comparisons"]) == ("eval_hhh", 12, 12)
     gpm, bt, longer = row["accuracy"]
     for name, accuracy in (("gpm", gpm), ("bt", bt)):
         assert accuracy == json.loads((tables.out / f"eval/prefs-{name}/metrics.json").read_text())["accuracy"]
     assert longer == 0.75
     assert row["difference"] == pytest.approx(gpm - bt)
+    assert row["difference_ci95"][0] <= row["difference"] <= row["difference_ci95"][1]
     assert (tables.out / "tables/prefs.md").read_text().count("\n") == 3
 
 
@@ -132,16 +132,6 @@ def test_the_probe_judges_every_prompt_when_it_is_held_out(tables):
 
 
 def test_data_that_is_missing_is_named(tables, stack, tmp_path):
+    command = [sys.executable, "examples/smollm2/reproduce.py", "cycles", "--data", str(tmp_path)]
     with pytest.raises(AssertionError, match=r"has no cyc4_train.parquet: --data needs a folder"):
-        stack.run(
-            [
-                sys.executable,
-                "examples/smollm2/reproduce.py",
-                "cycles",
-                "--data",
-                str(tmp_path),
-                "--sets",
-                "cyc4_train",
-            ],
-            tmp_path / "log",
-        )
+        stack.run([*command, "--sets", "cyc4_train"], tmp_path / "log")
