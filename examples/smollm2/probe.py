@@ -7,11 +7,12 @@ Bradley-Terry; both by full-batch L-BFGS with a ridge. A fifth of a fold's train
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -44,6 +45,7 @@ RIDGES = (0.001, 0.003, 0.01, 0.03, 0.1)
 MAX_LEN = 2048
 STEPS = 60
 CHOOSING = 5  # one of so many training prompts chooses the ridge
+ALL_FOLDS = range(FOLDS)
 
 
 def probe_rows(files: dict[str, Path]) -> list[Row]:
@@ -58,32 +60,44 @@ def probe_rows(files: dict[str, Path]) -> list[Row]:
     ]
 
 
-def probe_curve(file: Path, sizes: Sequence[int]) -> list[Row]:
-    """Rows of the GPM, then of Bradley-Terry: with the states of the middle layer on ever more training prompts.
+def probe_curve(
+    file: Path, sizes: Sequence[int | None], models: Sequence[str], folds: Sequence[int] = ALL_FOLDS
+) -> list[Row]:
+    """Rows of each model with the states of the middle layer on ever more training prompts.
 
-    sizes: so many prompts of each fold; a last row has all of them.
+    sizes: so many prompts of each fold; None is all of them.
     """
     data = read_dataset(str(file))
     states = _states({file.stem: data})[MIDDLE]
+    labels = {size: f"on frozen states, {'all' if size is None else size} training prompts" for size in sizes}
     return [
-        _row(
-            f"{file.stem}, {model}, {'all' if prompts is None else prompts} training prompts",
-            data,
-            states,
-            dim,
-            prompts,
-        )
-        for model, dim in MODELS.items()
-        for prompts in (*sizes, None)
+        _row(f"{file.stem}, {model} {labels[size]}", data, states, MODELS[model], size, folds)
+        for model in models
+        for size in sizes
     ]
 
 
-def _row(label: str, data: Dataset, states: dict[str, Tensor], dim: int, prompts: int | None = None) -> Row:
+def _row(
+    label: str,
+    data: Dataset,
+    states: dict[str, Tensor],
+    dim: int,
+    prompts: int | None = None,
+    folds: Sequence[int] = ALL_FOLDS,
+) -> Row:
     begun = time.monotonic()
-    scores = _held_out_scores(data, states, dim, prompts)
-    metrics = evaluate([data], [scores], SETTINGS)
-    row = {"row": label, "folds": FOLDS, **summary(metrics, len(scores))}
+    scores = _held_out_scores(data, states, dim, prompts, folds)
+    metrics = evaluate([_only(data, scores)], [list(scores.values())], SETTINGS)
+    row = {"row": label, "folds": len(folds), **summary(metrics, len(scores))}
     return {**row, "seconds": round(time.monotonic() - begun), "date": date.today().isoformat()}
+
+
+def _only(data: Dataset, groups: Iterable[int]) -> Dataset:
+    """The data of some groups, given by index."""
+    new = {old: place for place, old in enumerate(groups)}
+    rows = [row for row, (group, _) in zip(data.rows, data.places, strict=True) if group in new]
+    places = [(new[group], responses) for group, responses in data.places if group in new]
+    return dataclasses.replace(data, rows=rows, groups=[data.groups[i] for i in new], places=places)
 
 
 def _states(datasets: dict[str, Dataset]) -> dict[str, dict[str, Tensor]]:
@@ -150,12 +164,14 @@ def _part(states: list[Tensor], groups: Sequence[PreferenceGroup]) -> Part:
     return Part(torch.cat(states), first, second, label.float())
 
 
-def _held_out_scores(data: Dataset, states: dict[str, Tensor], dim: int, prompts: int | None) -> list[Any]:
-    """The scores (K, K) of each group by the model that was fitted to the other folds or to part of them."""
+def _held_out_scores(
+    data: Dataset, states: dict[str, Tensor], dim: int, prompts: int | None, folds: Sequence[int]
+) -> dict[int, Any]:
+    """Index of each group of these folds, in order -> its scores (K, K), by a model of (part of) the other folds."""
     groups = list(data.groups)
     table = [torch.stack([states[_key(group, i)] for i in range(len(group.responses))]) for group in groups]
-    scores: list[Any] = [None] * len(groups)
-    for fold in range(FOLDS):
+    scores = {}
+    for fold in folds:
         rest = [i for i, group in enumerate(groups) if fold_of(group) != fold]
         train = sorted(rest, key=lambda i: hash_of(groups[i], SEED + 1))[:prompts]
         every = torch.cat([table[i] for i in train])
@@ -170,7 +186,7 @@ def _held_out_scores(data: Dataset, states: dict[str, Tensor], dim: int, prompts
         weight = _fit(whole, dim, ridge)
         for i in set(range(len(groups))) - set(rest):
             scores[i] = _scores(scaled[i] @ weight).numpy()
-    return scores
+    return dict(sorted(scores.items()))
 
 
 def _fit(part: Part, dim: int, ridge: float) -> Tensor:

@@ -25,9 +25,12 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 
 from folds import FOLDS, OUT, Training, fold_files, shorter
 from tables import Row, beside, compare, draw_curve, pooled, write_table
+
+from openrlhf_gpm.data import read_preferences
 
 UNIT = ("--gpm.no_normalize", "--gpm.tau", "1")
 """Embeddings that keep their length, see "A loss that stays at 0.693" in docs/user-guide.md."""
@@ -102,19 +105,30 @@ def _finished(parts: Sequence[Sequence[str]], files: dict[str, Path], models: Se
 
 
 def curve(args: argparse.Namespace) -> None:
-    """A GPM on ever more prompts of a fold's training part, judged on the same held-out prompts."""
+    """A GPM on ever more prompts of a fold's training part, trained and on frozen states; the same are held out."""
+    from probe import probe_curve
+
     files = {name: data_file(args.data, name) for name in args.sets}
+    sizes = (*args.prompts, None)
     rows: list[Row] = []
-    for name in files:
-        for prompts in (*args.prompts, None):
+    for name, file in files.items():
+        trained = []
+        for prompts in sizes:
             done = []
             for fold in args.folds:
                 run, held_out = training([name], "gpm", fold, files, prompts)
                 run.make()
                 run.evaluate(held_out[name])
                 done.append((run, held_out[name]))
-            rows.append(pooled(f"{name}, {'all' if prompts is None else prompts} prompts", done))
-            write_table("curve", rows)
+            label = f"{name}, gpm trained, {'all' if prompts is None else prompts} training prompts"
+            trained.append(pooled(label, done))
+            write_table("curve", [*rows, *trained])
+        frozen = probe_curve(file, sizes, ["gpm"], args.folds)
+        rows += [*trained, *frozen]
+        write_table("curve", rows)
+        whole = fmean(sum(1 for _ in read_preferences(run.data[0])) for run, _ in done)
+        lines = {"GPM, trained": trained, "GPM on frozen states": frozen}
+        draw_curve(lines, [*args.prompts, whole], OUT / "tables" / f"curve-{name}.png")
 
 
 def probe(args: argparse.Namespace) -> None:
@@ -123,10 +137,7 @@ def probe(args: argparse.Namespace) -> None:
 
     files = {name: data_file(args.data, name) for name in args.sets}
     write_table("probe", probe_rows(files))
-    curve = probe_curve(files[args.sets[0]], args.prompts)
-    write_table("probe_curve", curve)
-    whole = curve[0]["prompts"] * (FOLDS - 1) / FOLDS  # of each fold, on average
-    draw_curve(curve, [*args.prompts, whole], OUT / "tables" / "probe_curve.png")
+    write_table("probe_curve", probe_curve(files[args.sets[0]], (*args.prompts, None), MODELS))
 
 
 def prefs(args: argparse.Namespace) -> None:

@@ -111,10 +111,10 @@ def markdown(rows: Sequence[Row]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def draw_curve(rows: Sequence[Row], sizes: Sequence[float], path: Path) -> None:
-    """Accuracy over the number of training prompts with its intervals, for the GPM and Bradley-Terry, and the bound.
+def draw_curve(lines: dict[str, Sequence[Row]], sizes: Sequence[float], path: Path) -> None:
+    """Accuracy over the number of training prompts with its intervals, and the bound.
 
-    rows: of the GPM for each of `sizes`, then those of Bradley-Terry.
+    lines: name -> its rows, one for each of `sizes`.
     """
     import matplotlib
 
@@ -122,12 +122,10 @@ def draw_curve(rows: Sequence[Row], sizes: Sequence[float], path: Path) -> None:
     from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(figsize=(6.4, 3.4), layout="constrained")
-    for name, colour, part in (
-        ("GPM", "#1f6cbf", rows[: len(sizes)]),
-        ("Bradley-Terry", "#c05c1f", rows[len(sizes) :]),
-    ):
-        points = [row["accuracy"] for row in part]
-        ends = [[abs(row["accuracy_ci95"][side] - row["accuracy"]) for row in part] for side in (0, 1)]
+    for (name, rows), colour in zip(lines.items(), ("#1f6cbf", "#c05c1f"), strict=True):
+        points = [row["accuracy"] for row in rows]
+        intervals = [row["accuracy_ci95"] or [row["accuracy"]] * 2 for row in rows]  # none of too few prompts
+        ends = [[abs(ends[side] - point) for ends, point in zip(intervals, points, strict=True)] for side in (0, 1)]
         axes.errorbar(sizes, points, ends, label=name, color=colour, marker="o", capsize=3)
     axes.axhline(rows[0]["bound"], color="#555555", linestyle="--", label="most that any ranking can get")
     axes.set(xscale="log", xticks=sizes, xlabel="training prompts", ylabel="accuracy on new prompts")

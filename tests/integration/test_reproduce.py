@@ -90,8 +90,13 @@ def test_the_curve_uses_the_model_that_the_table_of_cycles_trained(tables):
     log = tables("curve", "--prompts", "20")
     assert log.count("train.sh ") == 1
     assert "train.sh cyc3_train-gpm-0-20" in log
-    part, whole = rows_of(tables, "curve")
-    assert part["prompts"] == whole["prompts"]  # the same prompts are held out
+    part, whole, *frozen = rows_of(tables, "curve")
+    assert {part["prompts"], *(row["prompts"] for row in frozen)} == {whole["prompts"]}  # the same are held out
+    assert [row["row"].partition(", gpm ")[2] for row in frozen] == [
+        f"on frozen states, {size} training prompts" for size in (20, "all")
+    ]
+    assert frozen[1]["accuracy"] > 0.9  # the names alone decide
+    assert (tables.out / "tables/curve-cyc3_train.png").stat().st_size > 5000
     assert whole["accuracy"] == json.loads((tables.out / "eval/cyc3_train-gpm-0/metrics.json").read_text())["accuracy"]
 
 
@@ -127,8 +132,8 @@ def test_the_probe_judges_every_prompt_when_it_is_held_out(tables):
     assert reward["accuracy"] <= 2 / 3 + 1e-9
     curve = {row["row"]: row for row in rows_of(tables, "probe_curve")}
     assert len(curve) == 4
-    assert curve["cyc3_train, gpm, all training prompts"]["accuracy"] == cycle["accuracy"]
-    assert curve["cyc3_train, gpm, 8 training prompts"]["comparisons"] == 120
+    assert curve["cyc3_train, gpm on frozen states, all training prompts"]["accuracy"] == cycle["accuracy"]
+    assert curve["cyc3_train, gpm on frozen states, 8 training prompts"]["comparisons"] == 120
 
 
 def test_data_that_is_missing_is_named(tables, stack, tmp_path):
