@@ -122,16 +122,17 @@ def draw_curve(lines: dict[str, Sequence[Row]], sizes: Sequence[float], path: Pa
     from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(figsize=(6.4, 3.4), layout="constrained")
-    for (name, rows), colour in zip(lines.items(), ("#1f6cbf", "#c05c1f"), strict=True):
+    looks = (("#1f6cbf", 0.99), ("#c05c1f", 1.01))  # a little apart, so that no interval hides another
+    for (name, rows), (colour, shift) in zip(lines.items(), looks, strict=True):
         points = [row["accuracy"] for row in rows]
         intervals = [row["accuracy_ci95"] or [row["accuracy"]] * 2 for row in rows]  # none of too few prompts
         ends = [[abs(ends[side] - point) for ends, point in zip(intervals, points, strict=True)] for side in (0, 1)]
-        axes.errorbar(sizes, points, ends, label=name, color=colour, marker="o", capsize=3)
+        axes.errorbar([shift * size for size in sizes], points, ends, label=name, color=colour, marker="o", capsize=3)
     axes.axhline(rows[0]["bound"], color="#555555", linestyle="--", label="most that any ranking can get")
-    axes.set(xscale="log", xticks=sizes, xlabel="training prompts", ylabel="accuracy on new prompts")
+    axes.set(xscale="log", ylim=(0.5, 1), xlabel="training prompts", ylabel="accuracy on new prompts")
     axes.set_xticks(sizes, [f"{size:.0f}" for size in sizes])
     axes.minorticks_off()
-    axes.legend(frameon=False, loc="center right", bbox_to_anchor=(1, 0.38))
+    axes.legend(frameon=False, loc="upper left")
     axes.spines[["top", "right"]].set_visible(False)
     with temporary(path) as new:
         figure.savefig(new, format="png", dpi=150)
