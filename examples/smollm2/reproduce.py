@@ -2,6 +2,7 @@
 
 usage: reproduce.py cycles --data DATA [--sets cyc3_train ...] [--together] [--models gpm bt] [--folds 0 1 2 3]
        reproduce.py curve  --data DATA [--sets cyc3_train] [--folds 0]
+       reproduce.py ablation --data DATA [--sets cyc3_train] [--rows last dim2 ...]
        reproduce.py probe  --data DATA [--sets cyc3_train ...]
        reproduce.py prefs  --data DATA [--sets eval_hhh ...] [--max_chars 2500]
        reproduce.py check  --data DATA
@@ -28,7 +29,7 @@ from pathlib import Path
 from statistics import fmean
 
 from folds import FOLDS, OUT, Training, fold_files, shorter
-from tables import Row, beside, compare, draw_curve, pooled, write_table
+from tables import Row, beside, changed, compare, draw_curve, pooled, write_table
 
 from openrlhf_gpm.data import read_preferences
 
@@ -48,6 +49,16 @@ ONE_EPOCH = ("--adam.lr", "4e-4", "--train.batch_size", "8", "--lr_warmup_ratio"
 
 MODELS = {"gpm": UNIT, "bt": ("--gpm.head", "reward")}
 SETS = ("cyc3_train", "cyc4_train", "cyc5_train", "cyc5full_train", "cyc3_ctrl_train", "condorcet3_train")
+ABLATION = {  # name -> (the row, what stands in place of UNIT, after the other settings)
+    "last": ("the last token instead of the mean", (*UNIT, "--gpm.pool", "last")),
+    "unit": ("embeddings of unit length, tau 0.1", ("--gpm.tau", "0.1")),
+    "dim2": ("dim 2 instead of 8, hence no gate", (*UNIT, "--gpm.dim", "2", "--gpm.gate", "none")),
+    "dim16": ("dim 16", (*UNIT, "--gpm.dim", "16")),
+    "rank64": ("LoRA of rank 64 instead of 16", (*UNIT, "--ds.lora.rank", "64", "--ds.lora.alpha", "128")),
+    "full": ("all weights instead of LoRA, at 1e-4", (*UNIT, "--ds.lora.rank", "0", "--adam.lr", "1e-4")),
+    "lm": ("language-model loss with weight 0.1", (*UNIT, "--gpm.lm_coef", "0.1")),
+    "epoch1": ("1 epoch instead of 3", (*UNIT, "--train.max_epochs", "1")),
+}
 LABELLED = ("eval_hh_harmless", "eval_pandalm_human", "eval_xstest", "eval_hhh")
 CURVE = (32, 64, 128)
 WHOLE = 207
@@ -131,6 +142,25 @@ def curve(args: argparse.Namespace) -> None:
         draw_curve(lines, [*args.prompts, whole], OUT / "tables" / f"curve-{name}.png")
 
 
+def ablation(args: argparse.Namespace) -> None:
+    """The GPM of the first fold with one setting changed per row, judged on the same prompts."""
+    files = {name: data_file(args.data, name) for name in args.sets}
+    rows: list[Row] = []
+    for name in files:
+        first, held_out = training([name], "gpm", 0, files)
+        first.make()
+        first.evaluate(held_out[name])
+        rows.append({**pooled(f"{name}, the settings above", [(first, held_out[name])]), "change": None})
+        for row in args.rows:
+            label, own = ABLATION[row]
+            flags = (*POOL, *BUDGET, *WATCHED, *own, *shlex.split(os.environ.get("FLAGS", "")))
+            run = Training(f"{first.name}-{row}", first.data, flags, LAYERS)
+            run.make()
+            run.evaluate(held_out[name])
+            rows.append(changed(f"{name}, {label}", run, first, held_out[name]))
+            write_table("ablation", rows)
+
+
 def probe(args: argparse.Namespace) -> None:
     """A linear GPM and a linear Bradley-Terry model on the frozen states of the base model, all folds."""
     from probe import probe_curve, probe_rows
@@ -165,6 +195,7 @@ def check(args: argparse.Namespace) -> None:
 COMMANDS = (  # each with the sets it can use, and those it uses if none is named
     ("cycles", cycles, SETS, SETS),
     ("curve", curve, SETS, SETS[:1]),
+    ("ablation", ablation, SETS, SETS[:1]),
     ("probe", probe, SETS, SETS[:5]),
     ("prefs", prefs, LABELLED, LABELLED),
     ("check", check, SETS[:5], SETS[:1]),
@@ -184,6 +215,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             table.add_argument("--folds", nargs="+", type=int, choices=range(FOLDS), default=list(folds))
         if name in ("curve", "probe"):
             table.add_argument("--prompts", nargs="+", type=int, default=list(CURVE), help="default: %(default)s")
+        if name == "ablation":
+            table.add_argument(
+                "--rows", nargs="+", choices=list(ABLATION), default=list(ABLATION), help="default: all"
+            )
         if name == "prefs":
             help_chars = "train on prompts with responses of at most N characters together (default: on all)"
             table.add_argument("--max_chars", type=int, metavar="N", help=help_chars)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,14 @@ def _trainings(runs: Sequence[Training]) -> Row:
     }
 
 
+def changed(label: str, run: Training, first: Training, held_out: Path) -> Row:
+    """One row: the metrics of a training, and its accuracy minus that of `first`, paired by prompt."""
+    scores = {each.name: [scores_of(each.scores(held_out))] for each in (run, first)}
+    (difference,) = compare_models([read_dataset(str(held_out))], scores, SETTINGS)
+    change = {"change": difference["difference"], "change_ci95": difference["ci95"]}
+    return {**pooled(label, [(run, held_out)]), **change}
+
+
 def beside(label: str, runs: Sequence[Training], file: Path) -> Row:
     """One row: the accuracies of two models and of "longer wins" on one file, and the models' paired difference."""
     data = read_dataset(str(file))
@@ -83,16 +91,39 @@ def summary(metrics: dict[str, Any], prompts: int) -> Row:
     }
 
 
-HEAD = ("row", "folds", "prompts", "bound", "accuracy [95 %]", "NLL [95 %]", "ECE", "cyclic share", "minutes")
-BESIDE = (
-    "row",
-    "prompts",
-    "comparisons",
-    "GPM [95 %]",
-    "Bradley-Terry [95 %]",
-    "longer wins [95 %]",
-    "GPM - BT [95 %]",
-)
+def _text(name: str) -> Callable[[Row], str]:
+    return lambda row: str(row[name])
+
+
+def _figure(name: str) -> Callable[[Row], str]:
+    return lambda row: _number(row[name], row.get(f"{name}_ci95"))
+
+
+def _accuracy_of(model: int) -> Callable[[Row], str]:
+    return lambda row: _number(row["accuracy"][model], row["accuracy_ci95"][model])
+
+
+_ROW = {"row": _text("row")}
+_JUDGED = {"accuracy [95 %]": _figure("accuracy"), "NLL [95 %]": _figure("nll"), "ECE": _figure("ece")}
+_MINUTES = {"minutes": lambda row: f"{row['seconds'] / 60:.0f}"}
+POOLED = {
+    **_ROW,
+    "folds": _text("folds"),
+    "prompts": _text("prompts"),
+    "bound": _figure("bound"),
+    **_JUDGED,
+    "cyclic share": _figure("cyclic_share"),
+    **_MINUTES,
+}
+CHANGED = {**_ROW, **_JUDGED, "difference [95 %]": _figure("change"), **_MINUTES}
+BESIDE = {
+    **_ROW,
+    "prompts": _text("prompts"),
+    "comparisons": _text("comparisons"),
+    **{f"{name} [95 %]": _accuracy_of(i) for i, name in enumerate(("GPM", "Bradley-Terry", "longer wins"))},
+    "GPM - BT [95 %]": _figure("difference"),
+}
+"""The columns of the three kinds of table: title -> the cell of a row."""
 
 
 def write_table(name: str, rows: Sequence[Row]) -> None:
@@ -106,8 +137,9 @@ def write_table(name: str, rows: Sequence[Row]) -> None:
 
 def markdown(rows: Sequence[Row]) -> str:
     """The table as docs/results.md shows it."""
-    head = BESIDE if "difference" in rows[0] else HEAD
-    lines = [f"| {' | '.join(head)} |", f"|---{'|---:' * (len(head) - 1)}|", *map(_line, rows)]
+    columns = BESIDE if "difference" in rows[0] else CHANGED if "change" in rows[0] else POOLED
+    lines = [f"| {' | '.join(columns)} |", f"|---{'|---:' * (len(columns) - 1)}|"]
+    lines += [f"| {' | '.join(cell(row) for cell in columns.values())} |" for row in rows]
     return "\n".join(lines) + "\n"
 
 
@@ -152,26 +184,6 @@ def compare(rows: Sequence[Row], published: Sequence[Row]) -> bool:
             f"{row['row']}: {row['accuracy']:.3f}, published {before}{'' if inside else ': NOT the same'}", flush=True
         )
     return same
-
-
-def _line(row: Row) -> str:
-    if "difference" in row:
-        accuracies = map(_number, row["accuracy"], row["accuracy_ci95"])
-        difference = _number(row["difference"], row["difference_ci95"])
-        cells = [row["row"], str(row["prompts"]), str(row["comparisons"]), *accuracies, difference]
-        return f"| {' | '.join(cells)} |"
-    cells = [
-        row["row"],
-        str(row["folds"]),
-        str(row["prompts"]),
-        _number(row["bound"]),
-        _number(row["accuracy"], row["accuracy_ci95"]),
-        _number(row["nll"], row["nll_ci95"]),
-        _number(row["ece"]),
-        _number(row["cyclic_share"]),
-        f"{row['seconds'] / 60:.0f}",
-    ]
-    return f"| {' | '.join(cells)} |"
 
 
 def _number(value: float | None, interval: Sequence[float] | None = None) -> str:

@@ -101,6 +101,25 @@ def test_the_curve_uses_the_model_that_the_table_of_cycles_trained(tables):
 
 
 @pytest.mark.recipes
+def test_an_ablation_changes_one_setting_of_the_first_folds_model(tables):
+    tables("cycles", "--folds", "0", "--models", "gpm")
+    log = tables("ablation", "--rows", "unit", "dim2")
+    assert log.count("train.sh ") == 2
+    first, unit, dim2 = rows_of(tables, "ablation")
+    configs = {
+        name: json.loads((tables.out / f"cyc3_train-gpm-0{name}/config.json").read_text())["gpm"]
+        for name in ("", "-unit", "-dim2")
+    }
+    others = {name: {key for key in config if config[key] != configs[""][key]} for name, config in configs.items()}
+    assert others == {"": set(), "-unit": {"normalize", "tau"}, "-dim2": {"dim", "gate"}}
+    assert first["change"] is None
+    for row in (unit, dim2):
+        assert row["change"] == pytest.approx(row["accuracy"] - first["accuracy"])
+        assert row["comparisons"] == first["comparisons"]
+    assert (tables.out / "tables/ablation.md").read_text().splitlines()[0].endswith("| difference [95 %] | minutes |")
+
+
+@pytest.mark.recipes
 def test_two_models_of_the_same_preferences_are_compared_pair_by_pair(tables, stack):
     rows = [{"prompt": f"Say {i}.", "chosen": f"Yes, {i}.", "rejected": f"No, not {i}."} for i in range(24)]
     stack.write_jsonl(tables.out / "train_prefs.jsonl", [*rows, {**rows[0], "prompt": "Say it. " * 100}])
