@@ -7,7 +7,7 @@ SmolLM2-135M in fp32, the same ids and weights in every arm; numbers are checked
 
 With --groups N both sides get N groups a call: ours batches them by tokens, an actor takes one at a time.
 
-usage: python benchmarks/prompt_once.py [--group_sizes 2 4 8 16 32] [--groups 1] [--pairs 7] [--arms ...]
+usage: python benchmarks/prompt_once.py [--group_sizes 8] [--groups 1] [--pairs 7] [--arms ...]
 """
 
 from __future__ import annotations
@@ -29,6 +29,9 @@ from openrlhf_gpm.scoring.torch_backend import TorchBackend
 SHAPES = ((256, 64), (512, 64))  # prompt, response: where sharing pays
 SHORT = ((8, 256), (16, 128), (64, 128), (64, 64))  # where little is shared, in the first nothing; K = 2 and 8
 PAIRWISE_UP_TO = 8
+PAIRWISE_PAIRS = 3
+"""ABBA pairs of the longest arm, whose ratio is far from 1."""
+
 OTHER_LAYOUT = ("full encoding", "forest")
 
 
@@ -102,16 +105,16 @@ def measure(
     def pairwise() -> list[torch.Tensor]:
         return [encode_pairs(models["pairwise"], group, prompt) for group in groups]
 
-    arms: dict[str, tuple[Callable[[], object], int]] = {"OpenRLHF's actor": (rewards, k * length)}
+    arms: dict[str, tuple[Callable[[], object], int, int]] = {"OpenRLHF's actor": (rewards, k * length, pairs)}
     if shares:
-        arms["full encoding"] = (lambda: full.embed_groups(groups), k * length)
+        arms["full encoding"] = (lambda: full.embed_groups(groups), k * length, pairs)
     else:
-        arms["forest"] = (as_forest, prompt + k * response)
+        arms["forest"] = (as_forest, prompt + k * response, pairs)
     if shares and k <= PAIRWISE_UP_TO:
-        arms["all pairs"] = (pairwise, k * (k - 1) * (prompt + 2 * response))
+        arms["all pairs"] = (pairwise, k * (k - 1) * (prompt + 2 * response), min(pairs, PAIRWISE_PAIRS))
     rows = [
-        report(f"{name}: {arm}", compare(run, once, pairs), tokens / used)
-        for arm, (run, tokens) in arms.items()
+        report(f"{name}: {arm}", compare(run, once, turns), tokens / used)
+        for arm, (run, tokens, turns) in arms.items()
         if not only or arm in only
     ]
     return [{"prompt": prompt, "response": response, "k": k, "groups": count, **row} for row in rows]
@@ -129,7 +132,7 @@ def lowest_choice(rows: list[dict[str, Any]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--group_sizes", type=int, nargs="+", default=[2, 4, 8, 16, 32])
+    parser.add_argument("--group_sizes", type=int, nargs="+", default=[8], help="of long prompts")
     parser.add_argument("--groups", type=int, default=1, help="groups a call")
     parser.add_argument("--pairs", type=int, default=7, help="ABBA pairs a row")
     parser.add_argument("--arms", nargs="*", default=[], help='only these, such as "OpenRLHF\'s actor" (default: all)')

@@ -119,7 +119,9 @@ def league(stack, gpm, tmp_path_factory) -> dict[str, list[dict]]:
     return files
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.recipes) if name in ("rebel", "dpo") else name for name in RUNS]
+)
 def test_three_steps_train_on_the_numbers_of_the_group_log(stack, gpm, ray_env, league, tmp_path, name):
     """One optimizer step per rollout batch, so the loss of each is the one at moved = 0."""
     by_hand, flags = RUNS[name]
