@@ -14,12 +14,11 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from select_prompts import length
-
 from openrlhf_gpm.data import PreferenceGroup, merge_prompts, read_preferences, write_groups
 from openrlhf_gpm.data.grouping import unit_hash
 from openrlhf_gpm.data.prompts import near_key
 from openrlhf_gpm.files import complete_directory, read_object, write
+from openrlhf_gpm.fingerprint import fingerprint
 
 FOLDS = 4
 SEED = 0
@@ -41,27 +40,24 @@ def fold_files(file: Path, fold: int, prompts: int | None = None) -> tuple[Path,
     """(training, held out) of one fold as groups, one per prompt.
 
     prompts: keep so many for training, by their hash, so that a smaller part lies in every larger one.
+    Exits where the fold has fewer, or was made of another file of this name.
     """
     folder = OUT / "folds" / file.stem / (f"fold{fold}" if prompts is None else f"fold{fold}-{prompts}")
+    source = folder / "source"
+    if folder.exists() and source.read_text() != fingerprint(file):
+        sys.exit(f"error: {folder} was made of another {file.name}: set OUT to a new folder for this one")
     if not folder.exists():
         groups = merge_prompts(group for _, group in read_preferences(file))
         train = [group for group in groups if fold_of(group) != fold]
         if prompts is not None:
+            if prompts > len(train):
+                sys.exit(f"error: fold {fold} of {file.name} has {len(train)} prompts for training, not {prompts}")
             train = sorted(train, key=lambda group: hash_of(group, SEED + 1))[:prompts]
         with complete_directory(folder) as new:
+            (new / "source").write_text(fingerprint(file))
             write_groups(new / "train.jsonl", train)
             write_groups(new / f"{file.stem}.jsonl", [group for group in groups if fold_of(group) == fold])
     return folder / "train.jsonl", folder / f"{file.stem}.jsonl"
-
-
-def shorter(file: Path, most: int) -> Path:
-    """The groups of a file whose prompt and responses have at most so many characters together."""
-    part = OUT / "folds" / file.stem / f"{most}-characters.jsonl"
-    if not part.exists():
-        part.parent.mkdir(parents=True, exist_ok=True)
-        groups = merge_prompts(group for _, group in read_preferences(file))
-        write_groups(part, [group for group in groups if length([group]) <= most])
-    return part
 
 
 @dataclass(frozen=True)
@@ -80,18 +76,37 @@ class Training:
         return OUT / self.name
 
     @property
+    def _what(self) -> dict[str, Any]:
+        """What makes it another training."""
+        return {"flags": list(self.flags), "layers": self.layers, "data": [fingerprint(file) for file in self.data]}
+
+    def _other(self, found: dict[str, Any]) -> str | None:
+        """What the training of this record had that this one has not."""
+        return next((name for name, value in self._what.items() if found.get(name) != value), None)
+
+    @property
+    def _file(self) -> Path:
+        return OUT / self.name / "training.json"
+
+    @property
     def record(self) -> dict[str, Any] | None:
         """Command, flags, seconds and date of the finished training; None if there is none.
 
-        Exits where it was trained with other flags.
+        Exits where another training has this name.
         """
-        file = OUT / self.name / "training.json"
-        if not file.exists():
+        if not self._file.exists():
             return None
-        found = read_object(file, "train again")
-        if (found["flags"], found["layers"]) != (list(self.flags), self.layers):
-            sys.exit(f"error: {file.parent} was trained with other flags: move it away to train anew")
+        found = read_object(self._file, "train again")
+        if other := self._other(found):
+            sys.exit(f"error: {self.model} was trained with other {other}: move it away to train anew")
         return found
+
+    def finished(self, *data: Path) -> bool:
+        """Whether it is trained, and these files are scored by this very model."""
+        if not self._file.exists() or self._other(read_object(self._file, "train again")):
+            return False
+        files = [OUT / "eval" / self.name / "metrics.json", *map(self.scores, data)]
+        return all(file.exists() and file.stat().st_mtime >= self._file.stat().st_mtime for file in files)
 
     def make(self) -> None:
         """Train, unless that was done."""
@@ -103,17 +118,16 @@ class Training:
         _run(command)
         made = {
             "command": shlex.join(command).replace(f"{Path.cwd()}/", ""),
-            "flags": list(self.flags),
-            "layers": self.layers,
+            **self._what,
             "seconds": round(time.monotonic() - begun),
             "date": date.today().isoformat(),
         }
-        write(OUT / self.name / "training.json", json.dumps(made, indent=1) + "\n")
+        write(self._file, json.dumps(made, indent=1) + "\n")
 
     def evaluate(self, *data: Path) -> None:
         """Score data that was held out, unless that was done; into OUT/eval/NAME."""
         output = OUT / "eval" / self.name
-        if not (output / "metrics.json").exists():
+        if not self.finished(*data):
             words = ["eval", "--model", self.model, "--data", *data, "--output", output, "--no_plots"]
             _run(["openrlhf-gpm", *map(str, words)])
 

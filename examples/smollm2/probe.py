@@ -2,7 +2,8 @@
 
 For every response, states of three kinds: of the last layer at the last token, and of a middle and a late layer
 averaged over the response's tokens. A linear map to 8 dimensions makes a GPM of them, one to a single number
-Bradley-Terry; both by full-batch L-BFGS with a ridge. A fifth of a fold's training part chooses the ridge.
+Bradley-Terry; both by full-batch L-BFGS with a ridge. A fifth of a fold's training part chooses the ridge. A GPM that
+knows of each response its length alone shows how much of a set can be told from that.
 """
 
 from __future__ import annotations
@@ -38,9 +39,11 @@ from openrlhf_gpm.samples.formatting import Formatter
 KINDS = {"last layer, last token": 1.0, "three quarters up, mean": 0.75, "half way up, mean": 0.5}
 """Name -> how far up the layer lies: of SmolLM2's 30, layers 30, 22 and 15."""
 MIDDLE = "half way up, mean"
+LENGTHS = torch.arange(1.0, 13.0)
+"""Of responses, in powers of two of characters: each is one feature of the model that knows the length alone."""
 MODELS = {"gpm": 8, "bt": 1}
 """Name -> dimensions."""
-RIDGES = (0.001, 0.003, 0.01, 0.03, 0.1)
+RIDGES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 """Penalties on the squared weights; the one of the least loss on a fifth of the training part is taken."""
 MAX_LEN = 2048
 STEPS = 60
@@ -52,12 +55,15 @@ def probe_rows(files: dict[str, Path]) -> list[Row]:
     """Rows per set and kind of state, for the GPM and for Bradley-Terry, each prompt judged when it was held out."""
     datasets = {name: read_dataset(str(file)) for name, file in files.items()}
     states = _states(datasets)
-    return [
-        _row(f"{name}, {model} on frozen {kind}", data, states[kind], dim)
-        for name, data in datasets.items()
-        for kind in KINDS
-        for model, dim in MODELS.items()
-    ]
+    rows = []
+    for name, data in datasets.items():
+        rows += [
+            _row(f"{name}, {model} on frozen {kind}", data, states[kind], dim)
+            for kind in KINDS
+            for model, dim in MODELS.items()
+        ]
+        rows.append(_row(f"{name}, gpm on the length alone", data, _lengths(data), MODELS["gpm"]))
+    return rows
 
 
 def probe_curve(
@@ -127,6 +133,14 @@ def _states(datasets: dict[str, Dataset]) -> dict[str, dict[str, Tensor]]:
             with temporary(file) as new:
                 save_file({f"{kind}/{key}": state for kind, of in states.items() for key, state in of.items()}, new)
     return states
+
+
+def _lengths(data: Dataset) -> dict[str, Tensor]:
+    """Key of a text -> how near the length of its response is to each of LENGTHS, (12,)."""
+    places = [(group, i) for group in data.groups for i in range(len(group.responses))]
+    lengths = torch.tensor([float(len(group.responses[i])) for group, i in places])
+    near = torch.exp(-((lengths.log2()[:, None] - LENGTHS) ** 2))
+    return {_key(group, i): row for (group, i), row in zip(places, near, strict=True)}
 
 
 def _key(group: PreferenceGroup, index: int) -> str:

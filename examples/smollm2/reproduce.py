@@ -4,16 +4,16 @@ usage: reproduce.py cycles --data DATA [--sets cyc3_train ...] [--together] [--m
        reproduce.py curve  --data DATA [--sets cyc3_train] [--folds 0]
        reproduce.py ablation --data DATA [--sets cyc3_train] [--rows last dim2 ...]
        reproduce.py probe  --data DATA [--sets cyc3_train ...]
-       reproduce.py prefs  --data DATA [--sets eval_hhh ...] [--max_chars 2500]
+       reproduce.py prefs  --data DATA [--sets eval_hhh ...]
        reproduce.py check  --data DATA
 
 DATA is a folder of preference files, parquet or JSON lines (cyc3_train.parquet ...); none is part of this project.
 Each fold is trained on about three quarters of the prompts and judged on the others, which it has never seen; a prompt
-is in the same fold of every file. What is finished is not done again, so a stopped command goes on where it was. All
-results are in $OUT (outputs/smollm2): models, eval/ with the scores, tables/*.md and *.json, new after each fold.
+is in the same fold of every file. All results are in $OUT (outputs/smollm2): models, scores in eval/, tables/*.md
+and *.json, new after each fold. What is finished is not done again; a training that was stopped starts anew.
 
-On one busy CPU core a fold of cyc3_train took 14 minutes; on a GPU the same commands take seconds per epoch
-(FLAGS="--ds.param_dtype bf16 --train.micro_batch_size 8").
+A fold of cyc3_train takes 10 to 14 minutes of one CPU core. On a GPU, add
+FLAGS="--ds.param_dtype bf16 --train.micro_batch_size 8".
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 
-from folds import FOLDS, OUT, Training, fold_files, shorter
+from folds import FOLDS, OUT, Training, fold_files
 from tables import Row, beside, changed, compare, draw_curve, pooled, write_table
 
 from openrlhf_gpm.data import read_preferences
@@ -50,14 +50,16 @@ ONE_EPOCH = ("--adam.lr", "4e-4", "--train.batch_size", "8", "--lr_warmup_ratio"
 MODELS = {"gpm": UNIT, "bt": ("--gpm.head", "reward")}
 SETS = ("cyc3_train", "cyc4_train", "cyc5_train", "cyc5full_train", "cyc3_ctrl_train", "condorcet3_train")
 ABLATION = {  # name -> (the row, what stands in place of UNIT, after the other settings)
+    "seed": ("another seed", (*UNIT, "--train.seed", "1")),
     "last": ("the last token instead of the mean", (*UNIT, "--gpm.pool", "last")),
     "unit": ("embeddings of unit length, tau 0.1", ("--gpm.tau", "0.1")),
     "dim2": ("dim 2 instead of 8, hence no gate", (*UNIT, "--gpm.dim", "2", "--gpm.gate", "none")),
-    "dim16": ("dim 16", (*UNIT, "--gpm.dim", "16")),
+    "rate": ("4e-4 in batches of 8 instead of 1e-3 in 4", (*UNIT, "--adam.lr", "4e-4", "--train.batch_size", "8")),
+    "epoch1": ("1 epoch instead of 3", (*UNIT, "--train.max_epochs", "1")),
+    "hard": ("no label smoothing", (*UNIT, "--gpm.label_smoothing", "0")),
+    "lm": ("language-model loss with weight 0.1", (*UNIT, "--gpm.lm_coef", "0.1")),
     "rank64": ("LoRA of rank 64 instead of 16", (*UNIT, "--ds.lora.rank", "64", "--ds.lora.alpha", "128")),
     "full": ("all weights instead of LoRA, at 1e-4", (*UNIT, "--ds.lora.rank", "0", "--adam.lr", "1e-4")),
-    "lm": ("language-model loss with weight 0.1", (*UNIT, "--gpm.lm_coef", "0.1")),
-    "epoch1": ("1 epoch instead of 3", (*UNIT, "--train.max_epochs", "1")),
 }
 LABELLED = ("eval_hh_harmless", "eval_pandalm_human", "eval_xstest", "eval_hhh")
 CURVE = (32, 64, 128)
@@ -65,11 +67,16 @@ WHOLE = 207
 """Prompts for training in a fold of the cyclic sets, on average."""
 
 
+def found_file(folder: Path, name: str) -> Path | None:
+    """The file of a set, None where it is missing."""
+    files = [folder / f"{name}.parquet", folder / f"{name}.jsonl"]
+    return next((file for file in files if file.exists()), None)
+
+
 def data_file(folder: Path, name: str) -> Path:
     """The file of a set. Exits with what to fetch where it is missing."""
-    for file in (folder / f"{name}.parquet", folder / f"{name}.jsonl"):
-        if file.exists():
-            return file
+    if file := found_file(folder, name):
+        return file
     sys.exit(
         f"error: {folder} has no {name}.parquet: --data needs a folder with preference files, whose rows have prompt, "
         "chosen, rejected and label (docs/data.md); --sets names those to use"
@@ -92,25 +99,30 @@ def training(
 
 
 def cycles(args: argparse.Namespace) -> None:
-    """Every set and model, held out, pooled over the folds that are finished."""
+    """Sets and models, held out, pooled over the folds that are finished. The table has all sets that ever were."""
     files = {name: data_file(args.data, name) for name in args.sets}
     parts = [list(files)] if args.together else [[name] for name in files]
+    if args.together:
+        tabled = parts
+    else:
+        files = {name: file for name in SETS if (file := found_file(args.data, name))}
+        tabled = [[name] for name in files]
     for fold in args.folds:
         for names in parts:
             for model in args.models:
                 run, held_out = training(names, model, fold, files)
                 run.make()
                 run.evaluate(*held_out.values())
-                write_table("together" if args.together else "cycles", _finished(parts, files, args.models))
+                write_table("together" if args.together else "cycles", _finished(tabled, files))
 
 
-def _finished(parts: Sequence[Sequence[str]], files: dict[str, Path], models: Sequence[str]) -> list[Row]:
+def _finished(parts: Sequence[Sequence[str]], files: dict[str, Path]) -> list[Row]:
     rows = []
     for names in parts:
-        runs = {model: [training(names, model, fold, files) for fold in range(FOLDS)] for model in models}
-        for name, model in itertools.product(names, models):
+        runs = {model: [training(names, model, fold, files) for fold in range(FOLDS)] for model in MODELS}
+        for name, model in itertools.product(names, MODELS):
             folds = [(run, held_out[name]) for run, held_out in runs[model]]
-            if done := [(run, file) for run, file in folds if run.record and run.scores(file).exists()]:
+            if done := [(run, file) for run, file in folds if run.finished(file)]:
                 rows.append(pooled(f"{name}, {model}", done))
     return rows
 
@@ -143,7 +155,7 @@ def curve(args: argparse.Namespace) -> None:
 
 
 def ablation(args: argparse.Namespace) -> None:
-    """The GPM of the first fold with one setting changed per row, judged on the same prompts."""
+    """The GPM of the first fold with one choice changed per row, judged on the same prompts."""
     files = {name: data_file(args.data, name) for name in args.sets}
     rows: list[Row] = []
     for name in files:
@@ -174,9 +186,8 @@ def prefs(args: argparse.Namespace) -> None:
     """A GPM and Bradley-Terry, one epoch each on the preferences of train_prefs, judged on human-labelled sets."""
     files = {name: data_file(args.data, name) for name in args.sets}
     train = data_file(args.data, "train_prefs")
-    part = train if args.max_chars is None else shorter(train, args.max_chars)
     flags = (*POOL, *ONE_EPOCH, *shlex.split(os.environ.get("FLAGS", "")))
-    runs = [Training(f"prefs-{model}", [part], (*own, *flags), LAYERS) for model, own in MODELS.items()]
+    runs = [Training(f"prefs-{model}", [train], (*own, *flags), LAYERS) for model, own in MODELS.items()]
     for run in runs:
         run.make()
         run.evaluate(*files.values())
@@ -194,7 +205,7 @@ def check(args: argparse.Namespace) -> None:
 
 COMMANDS = (  # each with the sets it can use, and those it uses if none is named
     ("cycles", cycles, SETS, SETS),
-    ("curve", curve, SETS, SETS[:1]),
+    ("curve", curve, SETS[:5], SETS[:1]),
     ("ablation", ablation, SETS, SETS[:1]),
     ("probe", probe, SETS, SETS[:5]),
     ("prefs", prefs, LABELLED, LABELLED),
@@ -219,9 +230,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
             table.add_argument(
                 "--rows", nargs="+", choices=list(ABLATION), default=list(ABLATION), help="default: all"
             )
-        if name == "prefs":
-            help_chars = "train on prompts with responses of at most N characters together (default: on all)"
-            table.add_argument("--max_chars", type=int, metavar="N", help=help_chars)
         if name == "cycles":
             table.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS))
             table.add_argument(

@@ -1,6 +1,7 @@
 """examples/smollm2/reproduce.py on a tiny model: tables that are recomputed, folds that are not trained twice."""
 
 import json
+import os
 import random
 import sys
 
@@ -68,6 +69,18 @@ def test_folds_are_trained_once_and_pooled(tables):
     assert [row["folds"] for row in rows_of(tables, "cycles")] == [2, 1]
     assert {json.loads(file.read_text())["layers"] for file in tables.out.glob("*/training.json")} == {15}
 
+    os.utime(tables.out / "cyc3_train-gpm-0/training.json")  # as if it had been trained anew: its scores are old
+    later = tables("cycles", "--folds", "0", "--models", "gpm")
+    assert (later.count("train.sh "), later.count("openrlhf-gpm eval ")) == (0, 1)
+    assert [row["folds"] for row in rows_of(tables, "cycles")] == [2, 1]  # that of Bradley-Terry stays
+
+    file = tables.out / "cyc3_train.jsonl"
+    text = file.read_text()
+    file.write_text(text.replace("Question 0?", "Question zero?"))
+    with pytest.raises(AssertionError, match=r"fold0 was made of another cyc3_train\.jsonl: set OUT"):
+        tables("cycles", "--folds", "0", "--models", "gpm")
+    file.write_text(text)
+
 
 @pytest.mark.recipes
 def test_one_model_of_several_sets_is_judged_on_each(tables):
@@ -122,13 +135,12 @@ def test_an_ablation_changes_one_setting_of_the_first_folds_model(tables):
 @pytest.mark.recipes
 def test_two_models_of_the_same_preferences_are_compared_pair_by_pair(tables, stack):
     rows = [{"prompt": f"Say {i}.", "chosen": f"Yes, {i}.", "rejected": f"No, not {i}."} for i in range(24)]
-    stack.write_jsonl(tables.out / "train_prefs.jsonl", [*rows, {**rows[0], "prompt": "Say it. " * 100}])
+    stack.write_jsonl(tables.out / "train_prefs.jsonl", rows)
     chosen = ["Yes, of course.", "Yes, at once.", "Yes, with pleasure.", "Yes."]  # the last is shorter than its rival
     judged = [{"prompt": f"Say {i}!", "chosen": chosen[i % 4], "rejected": "No, no."} for i in range(12)]
     stack.write_jsonl(tables.out / "eval_hhh.jsonl", judged)
-    log = tables("prefs", "--sets", "eval_hhh", "--max_chars", "100")
+    log = tables("prefs", "--sets", "eval_hhh")
     assert log.count("train.sh prefs-") == 2
-    assert len((tables.out / "folds/train_prefs/100-characters.jsonl").read_text().splitlines()) == 24
     (row,) = rows_of(tables, "prefs")
     assert (row["row"], row["prompts"], row["comparisons"]) == ("eval_hhh", 12, 12)
     gpm, bt, longer = row["accuracy"]
@@ -139,12 +151,17 @@ def test_two_models_of_the_same_preferences_are_compared_pair_by_pair(tables, st
     assert row["difference_ci95"][0] <= row["difference"] <= row["difference_ci95"][1]
     assert (tables.out / "tables/prefs.md").read_text().count("\n") == 3
 
+    stack.write_jsonl(tables.out / "train_prefs.jsonl", rows[1:])
+    with pytest.raises(AssertionError, match="prefs-gpm was trained with other data: move it away"):
+        tables("prefs", "--sets", "eval_hhh")
+
 
 def test_the_probe_judges_every_prompt_when_it_is_held_out(tables):
     tables("probe", "--prompts", "8")
     rows = {row["row"]: row for row in rows_of(tables, "probe")}
-    assert len(rows) == 6
+    assert len(rows) == 7
     assert {row["comparisons"] for row in rows.values()} == {120}
+    assert 0.35 < rows["cyc3_train, gpm on the length alone"]["accuracy"] < 0.65  # the numbers are random
     cycle = rows["cyc3_train, gpm on frozen half way up, mean"]
     reward = rows["cyc3_train, bt on frozen half way up, mean"]
     assert cycle["accuracy"] > 0.9  # the names alone decide
