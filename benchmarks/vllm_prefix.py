@@ -3,7 +3,7 @@
 SmolLM2-135M in fp32, exported by `openrlhf-gpm convert --to classifier`; the embeddings of all arms are compared
 before a speed is printed. Every repetition has new token ids, so that nothing is cached from the one before.
 
-usage: python benchmarks/vllm_prefix.py [--prompt 256 --response 64 --k 8 32 --groups 4] [--pairs 5]
+usage: python benchmarks/vllm_prefix.py [--prompt 256 --response 64 --k 8 32 --groups 4] [--pairs 3]
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def main() -> None:
     parser.add_argument("--response", type=int, default=64)
     parser.add_argument("--k", type=int, nargs="+", default=[8, 32])
     parser.add_argument("--groups", type=int, default=4)
-    parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--pairs", type=int, default=3)
     args = parser.parse_args()
     path = checkpoints()["gpm"]
     exported = path.with_name("classifier")

@@ -105,8 +105,10 @@ class Training:
         """Whether it is trained, and these files are scored by this very model."""
         if not self._file.exists() or self._other(read_object(self._file, "train again")):
             return False
-        files = [OUT / "eval" / self.name / "metrics.json", *map(self.scores, data)]
-        return all(file.exists() and file.stat().st_mtime >= self._file.stat().st_mtime for file in files)
+        metrics = OUT / "eval" / self.name / "metrics.json"
+        if not metrics.exists() or metrics.stat().st_mtime < self._file.stat().st_mtime:
+            return False
+        return all(self.scores(file).exists() for file in data)
 
     def make(self) -> None:
         """Train, unless that was done."""

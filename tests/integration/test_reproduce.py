@@ -161,7 +161,7 @@ def test_the_probe_judges_every_prompt_when_it_is_held_out(tables):
     rows = {row["row"]: row for row in rows_of(tables, "probe")}
     assert len(rows) == 7
     assert {row["comparisons"] for row in rows.values()} == {120}
-    assert 0.35 < rows["cyc3_train, gpm on the length alone"]["accuracy"] < 0.65  # the numbers are random
+    assert rows["cyc3_train, gpm on the length alone"]["accuracy"] < 0.5  # most answers are equally long
     cycle = rows["cyc3_train, gpm on frozen half way up, mean"]
     reward = rows["cyc3_train, bt on frozen half way up, mean"]
     assert cycle["accuracy"] > 0.9  # the names alone decide
