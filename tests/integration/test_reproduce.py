@@ -46,7 +46,7 @@ def rows_of(tables, name):
 def test_folds_are_trained_once_and_pooled(tables):
     first = tables("cycles", "--folds", "0", "1", "--models", "gpm")
     assert first.count("train.sh cyc3_train-gpm-") == 2
-    (row,) = rows_of(tables, "cycles")
+    row, other = rows_of(tables, "cycles")
     held_out = [tables.out / f"folds/cyc3_train/fold{fold}/cyc3_train.jsonl" for fold in (0, 1)]
     prompts = [group.prompt for file in held_out for _, group in read_preferences(file)]
     assert len(set(prompts)) == len(prompts) == row["prompts"]
@@ -54,6 +54,7 @@ def test_folds_are_trained_once_and_pooled(tables):
     parts = [json.loads((tables.out / f"eval/cyc3_train-gpm-{fold}/metrics.json").read_text()) for fold in (0, 1)]
     right = sum(part["accuracy"] * part["pairs"] for part in parts)
     assert row["accuracy"] == pytest.approx(right / row["comparisons"])
+    assert (other["row"], other["accuracy"]) == ("cyc3_train, gpm, without the first fold", parts[1]["accuracy"])
     for fold in (0, 1):
         train = {group.prompt for _, group in read_preferences(held_out[fold].with_name("train.jsonl"))}
         assert train.isdisjoint(group.prompt for _, group in read_preferences(held_out[fold]))
@@ -66,13 +67,13 @@ def test_folds_are_trained_once_and_pooled(tables):
     again = tables("cycles", "--folds", "0", "--models", "gpm", "bt")
     assert again.count("train.sh ") == 1
     assert "train.sh cyc3_train-bt-0" in again
-    assert [row["folds"] for row in rows_of(tables, "cycles")] == [2, 1]
+    assert [row["folds"] for row in rows_of(tables, "cycles")] == [2, 1, 1]
     assert {json.loads(file.read_text())["layers"] for file in tables.out.glob("*/training.json")} == {15}
 
     os.utime(tables.out / "cyc3_train-gpm-0/training.json")  # as if it had been trained anew: its scores are old
     later = tables("cycles", "--folds", "0", "--models", "gpm")
     assert (later.count("train.sh "), later.count("openrlhf-gpm eval ")) == (0, 1)
-    assert [row["folds"] for row in rows_of(tables, "cycles")] == [2, 1]  # that of Bradley-Terry stays
+    assert [row["folds"] for row in rows_of(tables, "cycles")] == [2, 1, 1]  # Bradley-Terry's stays
 
     file = tables.out / "cyc3_train.jsonl"
     text = file.read_text()
