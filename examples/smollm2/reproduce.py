@@ -58,7 +58,6 @@ ABLATION = {  # name -> (the row, what stands in place of UNIT, after the other 
     "dim2": ("dim 2 instead of 8, hence no gate", (*UNIT, "--gpm.dim", "2", "--gpm.gate", "none")),
     "rate": ("4e-4 in batches of 8 instead of 1e-3 in 4", (*UNIT, "--adam.lr", "4e-4", "--train.batch_size", "8")),
     "epoch1": ("1 epoch instead of 3", (*UNIT, "--train.max_epochs", "1")),
-    "hard": ("no label smoothing", (*UNIT, "--gpm.label_smoothing", "0")),
     "lm": ("language-model loss with weight 0.1", (*UNIT, "--gpm.lm_coef", "0.1")),
     "rank64": ("LoRA of rank 64 instead of 16", (*UNIT, "--ds.lora.rank", "64", "--ds.lora.alpha", "128")),
     "full": ("all weights instead of LoRA, at 1e-4", (*UNIT, "--ds.lora.rank", "0", "--adam.lr", "1e-4")),
