@@ -71,7 +71,7 @@ integration: install ## tests that start real Ray, vLLM and DeepSpeed processes
 recipes: install ## the other recipes, launchers and deaths at every moment, run to their end on a CPU (30 minutes)
 	$(CPU) $(BIN)/python -m pytest -m recipes --durations=20
 
-bench: install ## one script per claim in benchmarks/; prints ratios measured side by side (40 minutes)
+bench: install ## one script per claim in benchmarks/; prints ratios measured side by side (35 minutes)
 	$(CPU) for script in $(BENCHMARKS); do echo "== $$script" && env $(MALLOC) $(BIN)/python "$$script" || exit 1; done
 
 DATA ?= DATA
