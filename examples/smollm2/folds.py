@@ -44,7 +44,7 @@ def fold_files(file: Path, fold: int, prompts: int | None = None) -> tuple[Path,
     """
     folder = OUT / "folds" / file.stem / (f"fold{fold}" if prompts is None else f"fold{fold}-{prompts}")
     source = folder / "source"
-    if folder.exists() and source.read_text() != fingerprint(file):
+    if folder.exists() and not (source.exists() and source.read_text() == fingerprint(file)):
         sys.exit(f"error: {folder} was made of another {file.name}: set OUT to a new folder for this one")
     if not folder.exists():
         groups = merge_prompts(group for _, group in read_preferences(file))

@@ -49,7 +49,7 @@ ONE_EPOCH = ("--adam.lr", "4e-4", "--train.batch_size", "8", "--lr_warmup_ratio"
 
 MODELS = {"gpm": UNIT, "bt": ("--gpm.head", "reward")}
 CHOSEN_ON = ("cyc3_train", "gpm")
-"""The settings are the best of those tried on its first fold, so its other folds are shown by themselves."""
+"""Rates, epochs and smoothing were chosen on its first fold, so its other folds are shown by themselves."""
 SETS = ("cyc3_train", "cyc4_train", "cyc5_train", "cyc5full_train", "cyc3_ctrl_train", "condorcet3_train")
 ABLATION = {  # name -> (the row, what stands in place of UNIT, after the other settings)
     "seed": ("another seed", (*UNIT, "--train.seed", "1")),
@@ -103,18 +103,15 @@ def cycles(args: argparse.Namespace) -> None:
     """Sets and models, held out, pooled over the folds that are finished. The table has all sets that ever were."""
     files = {name: data_file(args.data, name) for name in args.sets}
     parts = [list(files)] if args.together else [[name] for name in files]
-    if args.together:
-        tabled = parts
-    else:
-        files = {name: file for name in SETS if (file := found_file(args.data, name))}
-        tabled = [[name] for name in files]
+    there = {name: file for name in SETS if (file := found_file(args.data, name))}
+    tabled = parts if args.together else [[name] for name in there]
     for fold in args.folds:
         for names in parts:
             for model in args.models:
                 run, held_out = training(names, model, fold, files)
                 run.make()
                 run.evaluate(*held_out.values())
-                write_table("together" if args.together else "cycles", _finished(tabled, files))
+                write_table("together" if args.together else "cycles", _finished(tabled, there))
 
 
 def _finished(parts: Sequence[Sequence[str]], files: dict[str, Path]) -> list[Row]:
@@ -158,22 +155,34 @@ def curve(args: argparse.Namespace) -> None:
 
 
 def ablation(args: argparse.Namespace) -> None:
-    """The GPM of the first fold with one choice changed per row, judged on the same prompts."""
+    """The GPM of the first fold with one choice changed per row, on the same prompts; all rows that are finished."""
     files = {name: data_file(args.data, name) for name in args.sets}
-    rows: list[Row] = []
     for name in files:
         first, held_out = training([name], "gpm", 0, files)
         first.make()
         first.evaluate(held_out[name])
-        rows.append({**pooled(f"{name}, the settings above", [(first, held_out[name])]), "change": None})
         for row in args.rows:
-            label, own = ABLATION[row]
-            flags = (*POOL, *BUDGET, *WATCHED, *own, *shlex.split(os.environ.get("FLAGS", "")))
-            run = Training(f"{first.name}-{row}", first.data, flags, LAYERS)
+            run = _with(first, row)
             run.make()
             run.evaluate(held_out[name])
-            rows.append(changed(f"{name}, {label}", run, first, held_out[name]))
-            write_table("ablation", rows)
+            write_table("ablation", [line for each in files for line in _changes(each, files)])
+
+
+def _with(first: Training, row: str) -> Training:
+    """The same training with the choice of a row of ABLATION."""
+    flags = (*POOL, *BUDGET, *WATCHED, *ABLATION[row][1], *shlex.split(os.environ.get("FLAGS", "")))
+    return Training(f"{first.name}-{row}", first.data, flags, LAYERS)
+
+
+def _changes(name: str, files: dict[str, Path]) -> list[Row]:
+    """The rows of a set's first fold that are finished."""
+    first, held_out = training([name], "gpm", 0, files)
+    file = held_out[name]
+    if not first.finished(file):
+        return []
+    runs = {label: _with(first, row) for row, (label, _) in ABLATION.items()}
+    rows = [changed(f"{name}, {label}", run, first, file) for label, run in runs.items() if run.finished(file)]
+    return [{**pooled(f"{name}, the settings above", [(first, file)]), "change": None}, *rows]
 
 
 def probe(args: argparse.Namespace) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, "examples/smollm2")
-from tables import markdown
+from tables import compare, markdown
 
 RESULTS = sorted(Path("docs/results").glob("*.json"))
 PAGE = Path("docs/results.md").read_text(encoding="utf-8")
@@ -52,3 +52,18 @@ def test_the_rows_on_new_prompts_are_the_stored_ones():
         for shown in (line, first):
             assert f"{row['accuracy']:.2f} [{low:.2f}, {high:.2f}]" in shown
             assert f"exceeds {gpm['bound']:.2f}" in shown
+
+
+@pytest.mark.parametrize(
+    ("row", "column", "by", "same"),
+    [
+        ("gpm on frozen half way up, mean", "nll", 0.005, True),
+        ("gpm on frozen half way up, mean", "nll", 0.02, False),
+        ("gpm on frozen half way up, mean", "accuracy", -0.02, False),
+        ("bt on frozen half way up, mean", "nll", 0.02, False),
+        ("bt on frozen half way up, mean", "accuracy", 0.05, True),  # of equal rewards: rounding decides
+    ],
+)
+def test_a_row_that_is_computed_again_is_compared_by_loss_and_accuracy(row, column, by, same):
+    published = rows_of("probe")[f"cyc3_train, {row}"]
+    assert compare([{**published, column: published[column] + by}], [published]) is same
