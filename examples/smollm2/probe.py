@@ -183,7 +183,8 @@ def _held_out_scores(
 ) -> dict[int, Any]:
     """Index of each group of these folds, in order -> its scores (K, K), by a model of (part of) the other folds."""
     groups = list(data.groups)
-    table = [torch.stack([states[_key(group, i)] for i in range(len(group.responses))]) for group in groups]
+    # In fp64, because in fp32 the last digits of the states decide where L-BFGS stops.
+    table = [torch.stack([states[_key(group, i)] for i in range(len(group.responses))]).double() for group in groups]
     scores = {}
     for fold in folds:
         rest = [i for i, group in enumerate(groups) if fold_of(group) != fold]
@@ -206,7 +207,8 @@ def _held_out_scores(
 def _fit(part: Part, dim: int, ridge: float) -> Tensor:
     """The weight (hidden size, dim) of the least loss with its ridge."""
     size = part.states.shape[1]
-    weight = (torch.randn(size, dim, generator=torch.Generator().manual_seed(SEED)) / size).requires_grad_()
+    start = torch.randn(size, dim, generator=torch.Generator().manual_seed(SEED), dtype=torch.float64)
+    weight = (start / size).requires_grad_()
     optimizer = torch.optim.LBFGS([weight], max_iter=STEPS, line_search_fn="strong_wolfe")
 
     def closure() -> Tensor:
