@@ -32,7 +32,8 @@ setup(
         "openrlhf_gpm.serving": ["ui.html", "ui.css", "ui.js"],
         "openrlhf_gpm.winrate": ["page.html", "page.css", "page.js"],
     },
-    install_requires=["torch>=2.6", "transformers>=5.15", "safetensors", "numpy", "tqdm"],  # load and score a GPM
+    # Load, score with and evaluate a GPM.
+    install_requires=["torch>=2.6", "transformers>=5.15", "safetensors", "numpy", "networkx", "tqdm"],
     extras_require={
         "openrlhf": [f"openrlhf[vllm]=={OPENRLHF}", "patch-ng>=1.19"],  # GPU clusters: vllm and flash-attn with it
         "eval": ["datasets", "matplotlib", "pyarrow"],

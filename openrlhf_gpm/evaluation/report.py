@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from openrlhf_gpm.evaluation.cycles import MAX_EXACT
 from openrlhf_gpm.evaluation.rewardbench import ITEMS, SECTIONS, SUBSETS_V2
 
 Results = dict[str, dict[str, Any]]
@@ -195,17 +196,14 @@ def _cyclic(beside: Results) -> str:
     rows = [row("all", list(found.values()))]
     cyclic = [name for name, entry in first["by_subset"].items() if entry["cyclic_groups"] != 0][:MAX_ROWS]
     rows += [row(name, [entry["by_subset"][name] for entry in found.values()]) for name in cyclic]
-    bounded = (
-        ""
-        if first["cyclic_groups"] is None
-        else f", which is below 100 in {percent(first['cyclic_groups'])} % of them"
-    )
-    open_ = f" {first['without_bound']} groups are too large for an exact bound." if first["without_bound"] else ""
+    too_many = f" In {first['without_bound']} groups, cycles connect more than {MAX_EXACT} responses: no exact bound."
+    open_ = too_many if first["without_bound"] else ""
     return "\n\n".join(
         [
             "## Cyclic sets",
             "Accuracy % / groups reproduced whole %, on groups of three or more compared responses. No ranking, and "
-            f"so no scalar reward, can exceed the bound{bounded}.{open_}",
+            "so no scalar reward, can exceed the bound, which is below 100 in "
+            f"{percent(first['cyclic_groups'])} % of them.{open_}",
             table(["set", "groups", "bound of a ranking", *found], rows),
             "The paper's cyclic sets, accuracy %:",
             table(["", "Bradley-Terry", "GPM"], PAPER_CYCLIC),

@@ -95,9 +95,29 @@ def test_a_group_of_nine_leaves_the_bound_open_and_says_so():
     assert found is not None
     assert found["ranking_bound"] is None
     assert (found["without_bound"], found["cyclic_groups"], found["whole"]) == (1, 1.0, 1.0)
-    alone = cyclic_metrics([of(cycle(9), [True] * 9)])
-    assert alone is not None
-    assert alone["cyclic_groups"] is None
+
+
+def test_a_large_group_has_a_bound_where_its_cycles_are_small():
+    four_cycles = of(np.kron(np.eye(4), cycle(3)), [True] * 12)
+    found = cyclic_metrics([four_cycles])
+    assert found is not None
+    assert (found["ranking_bound"], found["cyclic_groups"], found["without_bound"]) == (pytest.approx(2 / 3), 1, 0)
+    ranked = cyclic_metrics([of(np.triu(np.ones((20, 20)), 1), [True] * 190), four_cycles])
+    assert ranked is not None
+    assert (ranked["ranking_bound"], ranked["cyclic_groups"]) == (pytest.approx(1 - 4 / 202), 0.5)
+
+
+@given(st.integers(0, 10_000), st.integers(3, 8))
+def test_the_bound_by_parts_is_that_of_the_whole_group(seed, size):
+    rng = np.random.default_rng(seed)
+    wins = rng.poisson(0.6 * rng.random(), (size, size)) * (1 - np.eye(size, dtype=int))
+    better, worse = (np.repeat(ends, wins[np.nonzero(wins)]).tolist() for ends in np.nonzero(wins))
+    found = cyclic_metrics([Outcomes(size, better, worse, [True] * len(better))])
+    if found is None:
+        assert len(better) < 3
+        return
+    assert found["ranking_bound"] == pytest.approx(best_ranking(wins[None])[0] / wins.sum())
+    assert (found["cyclic_groups"] == 1) == (found["ranking_bound"] < 1)
 
 
 def skew(wins, size=2.0):
