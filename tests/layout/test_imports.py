@@ -35,7 +35,7 @@ NEEDS = {  # what each part imports besides the standard library and this packag
     "models": {"torch", "transformers"},
     "checkpoints": {"huggingface_hub", "peft", "safetensors", "torch", "transformers"},
     "scoring": {"numpy", "ray", "torch", "vllm"},
-    "evaluation": {"matplotlib", "numpy", "torch"},
+    "evaluation": {"matplotlib", "networkx", "numpy", "torch"},
     "serving": {"fastapi", "prometheus_client", "torch", "uvicorn"},
     "trainer": {"deepspeed", "huggingface_hub", "openrlhf", "ray", "safetensors", "torch", "tqdm"},
     "winrate": {"matplotlib", "torch"},
