@@ -100,7 +100,7 @@ def training(
 
 
 def cycles(args: argparse.Namespace) -> None:
-    """Sets and models, held out, pooled over the folds that are finished. The table has all that were trained with these FLAGS."""
+    """Sets and models, held out, pooled over the finished folds. The table has all that these FLAGS ever trained."""
     files = {name: data_file(args.data, name) for name in args.sets}
     parts = [list(files)] if args.together else [[name] for name in files]
     there = {name: file for name in SETS if (file := found_file(args.data, name))}
