@@ -100,7 +100,7 @@ def training(
 
 
 def cycles(args: argparse.Namespace) -> None:
-    """Sets and models, held out, pooled over the finished folds. The table has all that these FLAGS ever trained."""
+    """Sets and models, held out, pooled over the finished folds. The table has every run with these FLAGS."""
     files = {name: data_file(args.data, name) for name in args.sets}
     parts = [list(files)] if args.together else [[name] for name in files]
     there = {name: file for name in SETS if (file := found_file(args.data, name))}

@@ -196,7 +196,10 @@ def _cyclic(beside: Results) -> str:
     rows = [row("all", list(found.values()))]
     cyclic = [name for name, entry in first["by_subset"].items() if entry["cyclic_groups"] != 0][:MAX_ROWS]
     rows += [row(name, [entry["by_subset"][name] for entry in found.values()]) for name in cyclic]
-    too_many = f" In {first['without_bound']} groups, cycles connect more than {MAX_EXACT} responses: no exact bound."
+    too_many = (
+        f" Groups without an exact bound, because cycles connect more than {MAX_EXACT} of their responses: "
+        f"{first['without_bound']}."
+    )
     open_ = too_many if first["without_bound"] else ""
     return "\n\n".join(
         [

@@ -125,6 +125,17 @@ def test_a_model_without_a_finite_score_hides_no_other(tmp_path):
         assert line(text, "| groups with a 3-cycle") == "| groups with a 3-cycle, % | 100.0 |"
 
 
+def test_a_cycle_of_nine_responses_is_said_to_have_no_exact_bound():
+    pairs = [Comparison(i, (i + 1) % 9) for i in range(9)]
+    data = dataset(PreferenceGroup("p", [f"response {i}" for i in range(9)], pairs), *cycle("one", "s"))
+    found = evaluate([data], longer_wins([data]), SETTINGS)
+    text = report.markdown({"m": found | {"data": []}}, found, [])
+    text = text[text.index("## Cyclic sets") :]
+    said = "Groups without an exact bound, because cycles connect more than 8 of their responses: 1."
+    assert said in line(text, "Accuracy % / groups reproduced")
+    assert line(text, "| s ") == "| s | 1 | 66.7 | 33.3 / 0.0 | 33.3 / 0.0 |"
+
+
 def test_many_subsets_do_not_flood_the_report():
     rows = [PreferenceGroup(f"p{i}", ["a", "b"], [Comparison(0, 1)], None, f"s{i:03}") for i in range(101)]
     found = evaluate([dataset(*rows)], [[np.array([[0, 1.0], [-1, 0]])] * 101], SETTINGS)
